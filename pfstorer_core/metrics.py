@@ -1,0 +1,180 @@
+"""Image quality measures, one value per image, and their confidence interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import PFStorerError
+
+LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet_Weights.IMAGENET1K_V1
+
+
+def psnr(images: Tensor, targets: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB, higher is better, inf for equal images.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        targets: the same shape and range.
+
+    Returns:
+        (B,)
+
+    Raises:
+        PFStorerError: when shapes differ or values lie outside [0, 1].
+    """
+    images, targets = _checked(images, targets, 1)
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    return peak_signal_noise_ratio(images, targets, data_range=1.0, reduction="none", dim=(1, 2, 3))
+
+
+def ssim(images: Tensor, targets: Tensor) -> Tensor:
+    """Return the structural similarity (Gaussian window, sigma 1.5 px), 1 for equal images.
+
+    Args, Returns, Raises: as `psnr`; the images are at least 11 px wide and high.
+
+    Source: Wang et al. 2004, Image quality assessment: from error visibility to structural
+    similarity.
+    """
+    images, targets = _checked(images, targets, 11)
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    return structural_similarity_index_measure(
+        images, targets, data_range=1.0, reduction="none"
+    ).reshape(-1)
+
+
+def haarpsi(images: Tensor, targets: Tensor) -> Tensor:
+    """Return the Haar wavelet perceptual similarity in [0, 1], 1 for equal images.
+
+    It needs no trained weights, so that its figures can be reproduced anywhere.
+
+    Args, Returns, Raises: as `psnr`; the images are at least 16 px wide and high.
+
+    Source: Reisenhofer et al. 2018 (arXiv 1607.06140).
+    """
+    images, targets = _checked(images, targets, 16)
+    import piq
+
+    return piq.haarpsi(images, targets, data_range=1.0, reduction="none")
+
+
+def gmsd(images: Tensor, targets: Tensor) -> Tensor:
+    """Return the gradient magnitude similarity deviation, 0 for equal images, lower is better.
+
+    It needs no trained weights.
+
+    Args, Returns, Raises: as `psnr`; the images are at least 11 px wide and high.
+
+    Source: Xue et al. 2014 (arXiv 1308.3052).
+    """
+    images, targets = _checked(images, targets, 11)
+    import piq
+
+    return piq.gmsd(images, targets, data_range=1.0, reduction="none")
+
+
+def lpips_available() -> bool:
+    """Return whether the AlexNet weights that LPIPS needs lie in torch hub's folder."""
+    return _lpips_weights().is_file()
+
+
+def lpips(images: Tensor, targets: Tensor) -> Tensor:
+    """Return the learned perceptual distance (AlexNet), 0 for equal images, lower is better.
+
+    Nothing is ever downloaded: see `lpips_available`.
+
+    Args, Returns: as `psnr`; the images are at least 32 px wide and high.
+
+    Raises:
+        PFStorerError: as `psnr`, and when the weights are not on this machine.
+
+    Source: Zhang et al. 2018 (arXiv 1801.03924), version 0.1.
+    """
+    images, targets = _checked(images, targets, 32)
+    if not lpips_available():
+        raise PFStorerError(
+            f"LPIPS needs torchvision's AlexNet weights at {_lpips_weights()}, which is missing; "
+            "put the file there or use HaarPSI, which needs none."
+        )
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+
+    with torch.no_grad():
+        return learned_perceptual_image_patch_similarity(
+            images, targets, net_type="alex", reduction="none", normalize=True
+        ).reshape(-1)
+
+
+def bootstrap_interval(
+    values: Sequence[float] | Tensor,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Return (mean, low, high): the mean and its percentile bootstrap interval.
+
+    Args:
+        values: at least two finite numbers, one per image or, better, per independent unit.
+        confidence: between 0 and 1.
+        resamples: number of draws with replacement.
+        seed: makes the interval reproducible.
+
+    Raises:
+        PFStorerError: for too few or infinite values or a confidence out of its range.
+
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
+    """
+    sample = torch.as_tensor(values, dtype=torch.float64).detach().cpu().reshape(-1)
+    if len(sample) < 2 or not bool(sample.isfinite().all()):
+        raise PFStorerError(
+            f"A confidence interval of {len(sample)} values was asked for; give at least 2, "
+            "all of them finite."
+        )
+    if not 0.0 < confidence < 1.0 or resamples < 1:
+        raise PFStorerError(
+            f"The confidence is {confidence} with {resamples} resamples; give a confidence "
+            "between 0 and 1 and at least 1 resample."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    count = len(sample)
+    drawn = torch.randint(count, (resamples, count), generator=generator)
+    means = sample[drawn].mean(dim=1)  # (resamples,)
+    tails = torch.tensor([(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0], dtype=torch.float64)
+    low, high = means.quantile(tails).tolist()
+    return float(sample.mean()), low, high
+
+
+def _lpips_weights() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS
+
+
+def _checked(images: Tensor, targets: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
+    """Return both batches as float32 clamped to [0, 1], or say what is wrong with them."""
+    if images.shape != targets.shape:
+        raise PFStorerError(
+            f"Images of shape {tuple(images.shape)} cannot be measured against "
+            f"{tuple(targets.shape)}; resize one to the other's size."
+        )
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[0] < 1:
+        raise PFStorerError(
+            f"Images to measure have the shape {tuple(images.shape)}; give (B, 3, H, W)."
+        )
+    if min(images.shape[-2:]) < smallest:
+        raise PFStorerError(
+            f"Images to measure are {images.shape[-1]} x {images.shape[-2]} px; this measure "
+            f"needs at least {smallest} px on each side."
+        )
+    checked = []
+    for batch in (images, targets):
+        low, high = (float(v) for v in batch.detach().aminmax())
+        if math.isnan(low) or low < -1e-3 or high > 1.0 + 1e-3:
+            raise PFStorerError(
+                f"Images to measure have values from {low:.3g} to {high:.3g}; scale them to [0, 1]."
+            )
+        checked.append(batch.float().clamp(0.0, 1.0))
+    return checked[0], checked[1]
