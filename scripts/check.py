@@ -34,7 +34,7 @@ def main() -> None:
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
         ["mypy"],
-        ["pytest", *for_pytest],
+        ["pytest", "--durations=10", *for_pytest],
     ):
         print(f"$ {' '.join(check)}", flush=True)
         if subprocess.run([str(host.python), "-m", *check], cwd=REPO, check=False).returncode:

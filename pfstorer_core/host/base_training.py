@@ -1,0 +1,130 @@
+"""Training of a base restorer on photos, on top of a Stable Diffusion that stays frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy.model_base import ModelType
+from torch import Tensor, nn
+
+from ..encoder import EncoderConfig
+from ..errors import PFStorerError
+from ..restorer import BaseRestorer
+from ..training.base import BaseTrainingConfig, restoration_objective
+from ..training.loop import LoopConfig, fit
+from ..training.losses import noise_schedule
+from ..training.pool import ImageSource, WeightedDegradations, build_shards, load_pool
+from .bundled import build_unet
+from .network import HostNetwork
+from .patches import find_sft_sites
+
+_NOT_FOR_UNET = ("dtype", "device", "disable_unet_model_creation")
+_PREDICTION_TYPES = {ModelType.EPS: "epsilon", ModelType.V_PREDICTION: "v_prediction"}
+
+
+def prediction_type(model: Any) -> str:
+    """What a MODEL's UNet predicts: "epsilon" or "v_prediction".
+
+    Raises:
+        PFStorerError: another kind of model.
+    """
+    kind = model.model.model_type
+    if kind not in _PREDICTION_TYPES:
+        raise PFStorerError(
+            f"The checkpoint is a {kind.name} model; a restorer is trained on Stable Diffusion "
+            "1.5 or 2.1."
+        )
+    return _PREDICTION_TYPES[kind]
+
+
+def scaled_encoder(model: Any, vae: Any) -> Callable[[Tensor], Tensor]:
+    """The VAE as (B, 3, H, W) in [0, 1] -> (B, C, h, w), scaled like diffusion latents."""
+
+    def encode(images: Tensor) -> Tensor:
+        latent = vae.encode(images.movedim(1, -1))
+        return model.model.process_latent_in(latent).float().cpu()
+
+    return encode
+
+
+def train_base_restorer(
+    model: Any,
+    clip: Any,
+    vae: Any,
+    source: ImageSource,
+    degradations: WeightedDegradations,
+    folder: Path,
+    *,
+    loop: LoopConfig,
+    training: BaseTrainingConfig,
+    name: str,
+    encoder: EncoderConfig | None = None,
+    hidden: int = 128,
+    pairs: int = 4096,
+    max_seconds: float | None = None,
+) -> tuple[BaseRestorer, bool]:
+    """Trains encoder and SFT blocks; UNet, text encoder and VAE stay as they are.
+
+    Args:
+        model, clip, vae: a plain Stable Diffusion from ComfyUI's checkpoint loader.
+        source: gives clean pictures of one size.
+        degradations: (weight, config) of the LQ pictures.
+        folder: where latents, state, log and samples go; a run there is taken up.
+        loop, training: settings.
+        name: of the restorer.
+        encoder: sizes of the encoder; the official ones by default.
+        hidden: hidden channels of the SFT blocks.
+        pairs: latent pairs to make from the source.
+        max_seconds: see `fit`.
+
+    Returns:
+        The restorer with averaged weights, and whether all steps are done.
+
+    Raises:
+        PFStorerError: a model that cannot carry a restorer, or what `fit` raises.
+
+    Source: StableSR (arXiv 2305.07015), section 3.1.
+    """
+    kind = prediction_type(model)
+    shard = min(1024, pairs)
+    encode = scaled_encoder(model, vae)
+    build_shards(
+        folder / "pool",
+        source,
+        degradations,
+        encode,
+        range(-(-pairs // shard)),
+        shard_size=shard,
+        batch=min(8, shard),
+        seed=loop.seed,
+    )
+    pool = load_pool(folder / "pool")
+    encoding = clip.encode_from_tokens_scheduled(clip.tokenize(""))[0][0]
+    # Under inference mode tensors could not take part in training.
+    with torch.inference_mode(False), torch.enable_grad():
+        unet = _trainable_copy(model)
+        channels = {site: channels for site, (channels, _) in find_sft_sites(unet).items()}
+        sizes = encoder or EncoderConfig(in_channels=pool.clean.shape[1])
+        torch.manual_seed(loop.seed)
+        restorer = BaseRestorer.initialise(channels, sizes, hidden, name=name, prediction_type=kind)
+        network = HostNetwork(
+            unet, restorer, encoding.detach().clone()[0].float(), train_base=False
+        )
+        objective = restoration_objective(pool, noise_schedule(kind), training)
+        done = fit(network, objective, loop, folder, max_seconds=max_seconds)
+    restorer.info = dataclasses.replace(restorer.info, context_dim=encoding.shape[-1])
+    return restorer.cpu(), done
+
+
+def _trainable_copy(model: Any) -> nn.Module:
+    """A float32 copy of the MODEL's UNet that autograd can run through."""
+    config = {
+        k: v for k, v in model.model.model_config.unet_config.items() if k not in _NOT_FOR_UNET
+    }
+    unet = build_unet(config)
+    unet.load_state_dict(model.model.diffusion_model.state_dict())
+    return unet

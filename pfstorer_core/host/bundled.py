@@ -1,0 +1,312 @@
+"""Small diffusion models that restorer files bring along, as ComfyUI's MODEL, CLIP and VAE."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.sd
+import torch
+from comfy.latent_formats import LatentFormat
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
+from comfy.model_base import BaseModel, ModelType
+from comfy.supported_models_base import BASE, ClipTarget
+from torch import Tensor, nn
+
+from .. import restorer as restorer_files
+from ..autoencoder import AutoencoderConfig, PatchAutoencoder
+from ..errors import PFStorerError
+from ..restorer import BaseRestorer
+
+UNET_PREFIX = "model.diffusion_model."
+AUTOENCODER_PREFIX = "first_stage_model."
+PROMPT_KEY = "cond_stage_model.prompt"
+
+
+class _TorchLayers:
+    """Layers of `torch.nn` under the names that ComfyUI's UNet asks for."""
+
+    Linear = nn.Linear
+    Conv2d = nn.Conv2d
+    GroupNorm = nn.GroupNorm
+    LayerNorm = nn.LayerNorm
+
+    @staticmethod
+    def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Conv2d:
+        if dims != 2:
+            raise PFStorerError(f"The UNet has {dims} dimensions, but a restorer's has 2.")
+        return nn.Conv2d(*args, **kwargs)
+
+
+def build_unet(
+    unet_config: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> UNetModel:
+    """Builds a trainable UNet from nothing.
+
+    The last layer of each residual branch and of the UNet starts at zero, so that the fresh model
+    is the identity in depth and predicts zero. Other layers start as `torch.nn` starts them.
+
+    Args:
+        unet_config: arguments of ComfyUI's `UNetModel`.
+        dtype: type of the weights.
+        device: where to build it.
+
+    Source: latent diffusion (arXiv 2112.10752), its `zero_module`.
+    """
+    unet = UNetModel(**unet_config, dtype=dtype, device=device, operations=_TorchLayers)
+    last_layers = [unet.out[-1]]
+    last_layers += [m.out_layers[-1] for m in unet.modules() if isinstance(m, ResBlock)]
+    last_layers += [m.proj_out for m in unet.modules() if isinstance(m, SpatialTransformer)]
+    for layer in last_layers:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return unet
+
+
+def load_bundled(restorer_path: str | os.PathLike[str]) -> tuple[Any, Any, Any]:
+    """Loads the diffusion model, prompt and autoencoder that a restorer file brings along.
+
+    Args:
+        restorer_path: a bundled restorer.
+
+    Returns:
+        (MODEL, CLIP, VAE); the MODEL is the plain diffusion model, without its restorer.
+
+    Raises:
+        PFStorerError: the file brings no model along, or one that is not complete.
+    """
+    path = Path(restorer_path)
+    return from_restorer(restorer_files.load(path), path)
+
+
+def from_restorer(
+    restorer: BaseRestorer, path: Path, disable_dynamic: bool = False
+) -> tuple[Any, Any, Any]:
+    """Does what `load_bundled` does, with a restorer that was read from `path` already."""
+    bundled, state = restorer.info.bundled, restorer.bundled_state
+    if bundled is None or state is None:
+        raise PFStorerError(
+            f"Restorer '{path.name}' brings no diffusion model along; "
+            "choose the Stable Diffusion checkpoint that it was trained on."
+        )
+    try:
+        config = BundledConfig(bundled, restorer.info.prediction_type)
+        model = _build_model(_part(state, UNET_PREFIX), config, path, disable_dynamic)
+        vae = BundledVAE(_part(state, AUTOENCODER_PREFIX), bundled, path)
+    except (KeyError, TypeError) as error:
+        raise PFStorerError(
+            f"Restorer '{path.name}' describes its bundled model wrongly ({error}); "
+            "get the file again."
+        ) from error
+    clip = _build_clip(state, path)
+    model.cached_patcher_init = (_reload_model, (path,))
+    clip.patcher.cached_patcher_init = (_reload_clip, (path,))
+    vae.patcher.cached_patcher_init = (_reload_vae, (path,))
+    return model, clip, vae
+
+
+class BundledLatent(LatentFormat):
+    """Latents of a bundled autoencoder.
+
+    Args:
+        latent: the entry "latent" of the file's metadata.
+    """
+
+    def __init__(self, latent: dict[str, Any]) -> None:
+        self.scale_factor = latent["scale_factor"]
+        self.latent_channels = latent["channels"]
+        self.spacial_downscale_ratio = latent["downscale"]
+        self.latent_rgb_factors = latent["rgb_factors"]
+        self.latent_rgb_factors_bias = latent["rgb_bias"]
+
+
+class BundledConfig(BASE):
+    """ComfyUI's description of a bundled diffusion model.
+
+    Args:
+        bundled: the entry "bundled" of the file's metadata.
+        prediction_type: "epsilon" or "v_prediction".
+    """
+
+    unet_extra_config: dict[str, Any] = {}  # noqa: RUF012 (the host reads it from the class)
+    # A small model in half precision saves nothing and loses some of what it was trained to.
+    supported_inference_dtypes = [torch.float32]  # noqa: RUF012
+    memory_usage_factor = 1.0
+
+    def __init__(self, bundled: dict[str, Any], prediction_type: str | None) -> None:
+        unet = dict(bundled["unet"])
+        if isinstance(unet["num_res_blocks"], int):  # the host's LoRA code wants one per level
+            unet["num_res_blocks"] = [unet["num_res_blocks"]] * len(unet["channel_mult"])
+        super().__init__(unet)
+        self.latent_format = BundledLatent(bundled["latent"])
+        self.sampling_settings = dict(bundled["schedule"])
+        self.prediction_type = prediction_type
+
+    def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> ModelType:
+        """Returns what the UNet predicts."""
+        v_prediction = self.prediction_type == "v_prediction"
+        return ModelType.V_PREDICTION if v_prediction else ModelType.EPS
+
+    def inpaint_model(self) -> bool:
+        """Returns False: the latents of other autoencoders than SD's may have more channels."""
+        return False
+
+
+class FixedPrompt(nn.Module):
+    """Text encoder whose encoding of any text is one learned prompt.
+
+    Args:
+        shape: (tokens, width) of the prompt.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        model_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(
+            torch.empty(shape, dtype=dtype, device=device), requires_grad=False
+        )
+        self.dtypes = {dtype}
+
+    def encode_token_weights(self, tokens: Any) -> tuple[Tensor, None]:
+        """Returns the prompt (1, tokens, width), and no pooled output."""
+        return self.prompt[None].to(mm.intermediate_device(), torch.float32), None
+
+    def set_clip_options(self, options: dict[str, Any]) -> None:
+        """Takes what a text encoder must take; a fixed prompt has no layers to choose from."""
+
+    def reset_clip_options(self) -> None:
+        """Takes what a text encoder must take."""
+
+    def load_sd(self, state_dict: dict[str, Tensor]) -> Any:
+        """Loads the prompt."""
+        return self.load_state_dict(state_dict, strict=False)
+
+
+class FixedPromptTokenizer:
+    """Tokenizer for a text encoder that does not look at its tokens."""
+
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None) -> None:
+        pass
+
+    def tokenize_with_weights(
+        self, text: str, return_word_ids: bool = False, **kwargs: Any
+    ) -> dict[str, list[list[tuple[Any, ...]]]]:
+        """Returns one token, whatever the text."""
+        token = (0, 1.0, 0) if return_word_ids else (0, 1.0)
+        return {"prompt": [[token]]}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns no tensors."""
+        return {}
+
+
+class BundledVAE(comfy.sd.VAE):
+    """ComfyUI's VAE around a bundled `PatchAutoencoder`, in float32.
+
+    Args:
+        state_dict: the autoencoder's weights.
+        bundled: the entry "bundled" of the file's metadata.
+        path: the restorer file, for errors.
+    """
+
+    def __init__(self, state_dict: dict[str, Tensor], bundled: dict[str, Any], path: Path) -> None:
+        # The host detects no patch autoencoder, so it sets itself up around the smallest one that
+        # it knows, which is then replaced.
+        layers = {"ch": 32, "ch_mult": [1], "num_res_blocks": 1, "z_channels": 4, "out_ch": 3}
+        layers |= {"in_channels": 3, "attn_resolutions": [], "resolution": 32, "double_z": True}
+        small = {"ddconfig": layers, "embed_dim": 4}
+        super().__init__(
+            sd=AutoencoderKL(**small).state_dict(), config={"params": small}, dtype=torch.float32
+        )
+        latent = bundled["latent"]
+        self.downscale_ratio = self.upscale_ratio = latent["downscale"]
+        self.latent_channels = latent["channels"]
+        self.disable_offload = True
+        self.first_stage_model = PatchAutoencoder(AutoencoderConfig(**bundled["autoencoder"]))
+        self.first_stage_model.eval().requires_grad_(False)
+        _load_weights(self.first_stage_model, state_dict, AUTOENCODER_PREFIX, path)
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
+        )
+        self.size = mm.module_size(self.first_stage_model)
+
+
+def _build_model(
+    state_dict: dict[str, Tensor], config: BundledConfig, path: Path, disable_dynamic: bool
+) -> Any:
+    load_device = mm.get_torch_device()
+    parameters = sum(tensor.numel() for tensor in state_dict.values())
+    dtypes = config.supported_inference_dtypes
+    dtype = mm.unet_dtype(model_params=parameters, supported_dtypes=dtypes)
+    config.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, load_device, dtypes))
+    offload_device = mm.unet_offload_device()
+    model: BaseModel = config.get_model(state_dict, device=offload_device)
+    plain, core = comfy.model_patcher.ModelPatcher, comfy.model_patcher.CoreModelPatcher
+    patcher_class = plain if disable_dynamic else core
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    weights = {key: value.to(dtype) for key, value in state_dict.items()}
+    _load_weights(model.diffusion_model, weights, UNET_PREFIX, path, patcher.is_dynamic())
+    return patcher
+
+
+def _build_clip(state_dict: dict[str, Tensor], path: Path) -> Any:
+    prompt = state_dict.get(PROMPT_KEY)
+    if prompt is None or prompt.ndim != 2:
+        raise PFStorerError(
+            f"Restorer '{path.name}' lacks its prompt ({PROMPT_KEY}, tokens x width); "
+            "get the file again."
+        )
+    target = ClipTarget(FixedPromptTokenizer, FixedPrompt)
+    target.params = {"shape": tuple(prompt.shape)}
+    return comfy.sd.CLIP(
+        target,
+        parameters=prompt.numel(),
+        state_dict=[{"prompt": prompt}],
+        model_options={"dtype": torch.float32},
+        disable_dynamic=True,  # a bare parameter, which the host's weight streaming does not see
+    )
+
+
+def _load_weights(
+    module: nn.Module,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    path: Path,
+    assign: bool = False,
+) -> None:
+    missing, unexpected = module.load_state_dict(state_dict, strict=False, assign=assign)
+    for keys, fault in ((missing, "lacks"), (unexpected, "has the unknown")):
+        if keys:
+            raise PFStorerError(
+                f"Restorer '{path.name}' {fault} {len(keys)} tensors of its bundled model "
+                f"({prefix}{keys[0]} first); get the file again."
+            )
+
+
+def _part(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+
+
+# The host calls these to get a second copy of a model, for training or for another device.
+
+
+def _reload_model(path: Path, disable_dynamic: bool = False) -> Any:
+    return from_restorer(restorer_files.load(path), path, disable_dynamic)[0]
+
+
+def _reload_clip(path: Path, disable_dynamic: bool = False) -> Any:
+    return from_restorer(restorer_files.load(path), path, disable_dynamic)[1].patcher
+
+
+def _reload_vae(path: Path, disable_dynamic: bool = False) -> Any:
+    return from_restorer(restorer_files.load(path), path, disable_dynamic)[2].patcher

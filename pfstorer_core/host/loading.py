@@ -1,0 +1,204 @@
+"""Finds restorer files and loads them as ComfyUI's MODEL, CLIP and VAE."""
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import folder_paths
+from comfy.model_base import ModelType, model_sampling
+
+from .. import restorer as restorer_files
+from ..errors import PFStorerError
+from ..restorer import BaseRestorer, RestorerInfo
+from . import bundled, patches
+
+logger = logging.getLogger(__name__)
+
+RESTORER_FOLDER = "pfstorer_restorers"
+IDENTITY_FOLDER = "pfstorer_identities"
+EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth"}
+MINI_RESTORER = "mini (bundled)"
+MINI_RESTORER_PATH = Path(__file__).parent.parent / "assets" / "mini_restorer.safetensors"
+PREDICTION_TYPES = {"epsilon": ModelType.EPS, "v_prediction": ModelType.V_PREDICTION}
+
+
+@dataclasses.dataclass(frozen=True)
+class Restoration:
+    """What a restorer's MODEL carries along, as the attachment `patches.KEY`.
+
+    Args:
+        info: description of the restorer.
+        empty_prompt: CONDITIONING of the empty prompt; None where the checkpoint has no CLIP.
+    """
+
+    info: RestorerInfo
+    empty_prompt: list[Any] | None
+
+
+def register_folders() -> None:
+    """Registers the folders of restorers and identity adapters with ComfyUI, and makes them."""
+    for name in (RESTORER_FOLDER, IDENTITY_FOLDER):
+        folder = Path(folder_paths.models_dir, name)
+        folder_paths.add_model_folder_path(name, str(folder), is_default=True)
+        paths, _ = folder_paths.folder_names_and_paths[name]
+        folder_paths.folder_names_and_paths[name] = (paths, EXTENSIONS)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logger.warning("PFStorer could not make %s (%s)", folder, error)
+
+
+def restorer_names() -> list[str]:
+    """Returns the restorers to choose from, the bundled one first."""
+    return [MINI_RESTORER, *folder_paths.get_filename_list(RESTORER_FOLDER)]
+
+
+def checkpoint_names() -> list[str]:
+    """Returns the Stable Diffusion checkpoints to choose from."""
+    return folder_paths.get_filename_list("checkpoints")
+
+
+def restorer_path(name: str) -> Path:
+    """Returns the file of a restorer that `restorer_names` lists.
+
+    Raises:
+        PFStorerError: there is no such file.
+    """
+    if name == MINI_RESTORER:
+        if not MINI_RESTORER_PATH.is_file():
+            raise PFStorerError(
+                f"The bundled restorer is missing at {MINI_RESTORER_PATH}; install PFStorer again."
+            )
+        return MINI_RESTORER_PATH
+    return _find(name, RESTORER_FOLDER, "restorer")
+
+
+def checkpoint_path(name: str) -> Path:
+    """Returns the file of a Stable Diffusion checkpoint.
+
+    Raises:
+        PFStorerError: there is no such file.
+    """
+    return _find(name, "checkpoints", "checkpoint")
+
+
+def file_state(path: Path) -> tuple[str, int, int]:
+    """Returns what changes when a file does: its path, time of change (ns) and size (bytes)."""
+    stat = path.stat()
+    return str(path), stat.st_mtime_ns, stat.st_size
+
+
+def load_base_restorer(
+    restorer_path: str | os.PathLike[str], checkpoint_path: str | os.PathLike[str] | None = None
+) -> tuple[Any, Any, Any]:
+    """Loads a restorer and the diffusion model that it steers.
+
+    A restorer file that says what its UNet predicts overrules what ComfyUI reads from the
+    checkpoint, since it was trained so; one that does not say leaves it to ComfyUI.
+
+    Args:
+        restorer_path: restorer file of any known layout.
+        checkpoint_path: Stable Diffusion checkpoint that the restorer was trained on; None for a
+            restorer that brings its diffusion model along.
+
+    Returns:
+        (MODEL, CLIP, VAE). The MODEL must be given an LQ image before it is sampled.
+
+    Raises:
+        PFStorerError: a file that is missing, damaged or of another kind, or two that do not fit.
+    """
+    path = Path(restorer_path)
+    restorer = restorer_files.load(path, operations=comfy.ops.manual_cast)
+    if checkpoint_path is None:
+        model, clip, vae = bundled.from_restorer(restorer, path)
+    else:
+        checkpoint = Path(checkpoint_path)
+        if restorer.info.bundled is not None:
+            raise PFStorerError(
+                f"Restorer '{path.name}' works with its own diffusion model only, but checkpoint "
+                f"'{checkpoint.name}' was chosen; choose 'bundled in restorer' instead."
+            )
+        model, clip, vae = _load_checkpoint(checkpoint)
+        patches.check_fit(model.model.diffusion_model, restorer, f"'{checkpoint.name}'")
+        _check_text_width(model, restorer.info, checkpoint)
+        model = _with_prediction(model, restorer.info)
+    restorer.bundled_state = None  # the MODEL has it now
+    return _with_restorer(model, clip, restorer), clip, vae
+
+
+def restoration(model: Any) -> Restoration:
+    """Returns what a restorer's MODEL carries along.
+
+    Raises:
+        PFStorerError: another MODEL.
+    """
+    attached = model.get_attachment(patches.KEY)
+    if not isinstance(attached, Restoration):
+        raise PFStorerError(
+            "The MODEL has no restorer; connect the MODEL that 'Load Base Restorer' gives."
+        )
+    return attached
+
+
+def _find(name: str, folder: str, kind: str) -> Path:
+    found = folder_paths.get_full_path(folder, name)
+    if found is None:
+        places = " or ".join(folder_paths.get_folder_paths(folder))
+        raise PFStorerError(f"There is no {kind} '{name}'; put the file into {places}.")
+    return Path(found)
+
+
+def _load_checkpoint(path: Path) -> tuple[Any, Any, Any]:
+    if not path.is_file():
+        raise PFStorerError(f"There is no checkpoint '{path}'; choose a Stable Diffusion one.")
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(
+        str(path), output_vae=True, output_clip=True, embedding_directory=embeddings
+    )
+    return model, clip, vae
+
+
+def _check_text_width(model: Any, info: RestorerInfo, checkpoint: Path) -> None:
+    # The UNets of Stable Diffusion 1.5 and 2.1 have the same residual blocks.
+    found = model.model.model_config.unet_config.get("context_dim")
+    if info.context_dim not in (None, found):
+        raise PFStorerError(
+            f"Restorer '{info.name}' was trained on a UNet whose text features are "
+            f"{info.context_dim} wide, but those of '{checkpoint.name}' are {found} wide (768 in "
+            "Stable Diffusion 1.5, 1024 in 2.1); choose the checkpoint that the restorer was "
+            "trained on."
+        )
+
+
+def _with_prediction(model: Any, info: RestorerInfo) -> Any:
+    wanted = PREDICTION_TYPES.get(info.prediction_type or "")
+    if wanted is None or wanted == model.model.model_type:
+        return model
+    logger.info(
+        "Restorer '%s' makes the checkpoint's UNet predict %s instead of %s",
+        info.name,
+        wanted.name,
+        model.model.model_type.name,
+    )
+    model = model.clone()
+    model.add_object_patch("model_sampling", model_sampling(model.model.model_config, wanted))
+    return model
+
+
+def _with_restorer(model: Any, clip: Any, restorer: BaseRestorer) -> Any:
+    restorer.to(model.model.get_dtype_inference()).eval().requires_grad_(False)
+    mm.archive_model_dtypes(restorer)
+    patcher = comfy.model_patcher.CoreModelPatcher(
+        restorer, load_device=model.load_device, offload_device=model.offload_device
+    )
+    model = patches.patch_model(model, restorer)
+    model.set_additional_models(patches.KEY, [patcher])
+    prompt = None if clip is None else clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    model.set_attachments(patches.KEY, Restoration(restorer.info, prompt))
+    return model

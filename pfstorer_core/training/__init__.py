@@ -1,0 +1,1 @@
+"""Training loops of the base restorer and its parts, on accelerate and diffusers."""

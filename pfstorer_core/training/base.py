@@ -1,0 +1,81 @@
+"""Training of a base restorer: encoder and SFT blocks, or from nothing UNet and prompt too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from ..errors import PFStorerError
+from .loop import Objective
+from .losses import diffusion_loss, diffusion_target
+from .pool import LatentPool
+
+
+class RestorerNetwork(Protocol):
+    """A UNet with SFT, as `host` builds it; latents and prediction are (B, C, h, w)."""
+
+    def __call__(self, noisy: Tensor, timesteps: Tensor, lq_latent: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class BaseTrainingConfig:
+    """What a step of base training draws.
+
+    Attributes:
+        batch: pairs per step and process.
+        noise_lq_probability: share of pairs whose LQ latent is pure noise. The generative
+            regularizer of the identity training asks the base for an input without LQ information,
+            so it must know such input.
+        snr_gamma: of the min-SNR weighting; None for none.
+        lq_noise: standard deviation of noise on the LQ latent, drawn per item in [0, lq_noise].
+    """
+
+    batch: int = 24
+    noise_lq_probability: float = 0.1
+    snr_gamma: float | None = 5.0
+    lq_noise: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise PFStorerError(f"The batch must have at least one pair, got {self.batch}.")
+        if not 0 <= self.noise_lq_probability <= 1:
+            raise PFStorerError(
+                f"A probability must be in [0, 1], got {self.noise_lq_probability}."
+            )
+
+
+def restoration_objective(
+    pool: LatentPool, schedule: DDPMScheduler, config: BaseTrainingConfig
+) -> Objective:
+    """The diffusion loss of restoring the pool's pictures.
+
+    Source: StableSR (arXiv 2305.07015), section 3.1; the pure-noise share is ours.
+    """
+
+    def objective(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        latent, lq_latent = pool.draw(config.batch, generator)  # (B, C, h, w) each
+        count = len(latent)
+        noise = torch.randn(latent.shape, generator=generator)
+        # stratified over the batch: every step sees all noise levels, which steadies the gradient
+        place = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        timesteps = (place * schedule.config["num_train_timesteps"]).long()
+        blind = torch.rand(count, 1, 1, 1, generator=generator) < config.noise_lq_probability
+        lq_noise = torch.randn(latent.shape, generator=generator)
+        spread = torch.rand(count, 1, 1, 1, generator=generator) * config.lq_noise
+        lq_latent = torch.where(blind, lq_noise, lq_latent + spread * lq_noise)
+        device = next(model.parameters()).device
+        latent, lq_latent, noise, timesteps = (
+            x.to(device) for x in (latent, lq_latent, noise, timesteps)
+        )
+        noisy = schedule.add_noise(latent, noise, timesteps)
+        target = diffusion_target(schedule, latent, noise, timesteps)
+        prediction = model(noisy, timesteps, lq_latent)
+        losses = diffusion_loss(schedule, prediction, target, timesteps, config.snr_gamma)
+        seen = ~blind.flatten().to(device)
+        return losses.mean(), {"restore": losses[seen].mean() if seen.any() else losses.mean()}
+
+    return objective

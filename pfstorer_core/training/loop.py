@@ -1,0 +1,191 @@
+"""The loop that all trainings share: accelerate, EMA, schedule, log, resume, samples."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import PFStorerError
+from .optimizers import Optimizers
+from .state import load_state, save_state
+
+log = logging.getLogger(__name__)
+
+# (model, step generator) -> (loss to minimise, named scalars for the log)
+Objective = Callable[[nn.Module, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+Sampler = Callable[[nn.Module], Tensor]  # model with EMA weights -> (3, H, W) sheet in [0, 1]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Settings of one training.
+
+    Attributes:
+        steps: optimiser steps in all (a resumed run counts the steps before).
+        optimizer: "adamw", or "muon" for networks trained from nothing.
+        learning_rate, warmup_steps, schedule: peak rate, linear warm-up, diffusers schedule name.
+        weight_decay, max_grad_norm: decay and the norm that gradients are clipped to.
+        ema_decay: decay of the averaged weights, which are the result; warmed up as in diffusers.
+        mixed_precision: "no", "bf16" or "fp16".
+        compile: torch.compile the model (one graph; worth it on long runs).
+        seed: the run is a function of it.
+        log_every, sample_every, save_every: intervals in steps; 0 turns samples or saving off.
+    """
+
+    steps: int
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    schedule: str = "cosine"
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    mixed_precision: str = "no"
+    compile: bool = False
+    seed: int = 0
+    log_every: int = 50
+    sample_every: int = 1000
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise PFStorerError(f"Training needs at least one step, got {self.steps}.")
+        if not 0 <= self.ema_decay < 1:
+            raise PFStorerError(f"The EMA decay must be in [0, 1), got {self.ema_decay}.")
+
+
+def step_generator(seed: int, step: int, process: int) -> torch.Generator:
+    """All randomness of one step: a resumed run then repeats what an uninterrupted one does."""
+    mixed = (
+        seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + process * 0x94D049BB133111EB
+    ) & (2**63 - 1)
+    return torch.Generator().manual_seed((mixed ^ (mixed >> 29)) & (2**63 - 1))
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    config: LoopConfig,
+    folder: Path,
+    *,
+    sample: Sampler | None = None,
+    max_seconds: float | None = None,
+) -> bool:
+    """Trains what requires gradients in `model` and leaves it with the averaged (EMA) weights.
+
+    State is kept in `folder/state` and taken up when it is there; the log goes to `folder/log`
+    (TensorBoard), sheets to `folder/samples`.
+
+    Args:
+        model: called as `objective` does; wrapped by accelerate for several devices.
+        objective: draws its batch with the given generator and returns the loss.
+        config: settings; stored with the state, and a resumed run must have the same seed.
+        folder: where the run lives.
+        sample: draws a sheet with the averaged weights.
+        max_seconds: stop (with state saved) once the run has taken this long; None trains to the
+            end.
+
+    Returns:
+        Whether all steps are done.
+
+    Raises:
+        PFStorerError: the folder holds a run of another seed, or the loss became NaN.
+    """
+    from torchvision.utils import save_image
+
+    start_time = time.monotonic()
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with="tensorboard",
+        project_dir=folder,
+        dynamo_backend="inductor" if config.compile else "no",
+    )
+    accelerator.init_trackers("log")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    wrapped = accelerator.prepare(model)
+    optimizers = Optimizers(model, config.optimizer, config.learning_rate, config.weight_decay)
+    stepped = [accelerator.prepare(optimizer) for optimizer in optimizers.all]
+    schedules = [
+        get_scheduler(
+            config.schedule,
+            optimizer,
+            num_warmup_steps=config.warmup_steps,
+            num_training_steps=config.steps,
+        )
+        for optimizer in optimizers.all
+    ]
+    ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.8, foreach=True)
+    ema.to(accelerator.device)
+
+    parts: dict[str, Any] = {"model": model, "ema": ema}
+    for k, (optimizer, schedule) in enumerate(zip(optimizers.all, schedules, strict=True)):
+        parts |= {f"optimizer_{k}": optimizer, f"schedule_{k}": schedule}
+    step = load_state(folder / "state", parts, config.seed) if (folder / "state").exists() else 0
+    progress = tqdm(
+        total=config.steps,
+        initial=step,
+        disable=not accelerator.is_local_main_process,
+        mininterval=10,
+    )
+    running: dict[str, float] = {}
+    since = 0
+    while step < config.steps:
+        loss, scalars = objective(
+            wrapped, step_generator(config.seed, step, accelerator.process_index)
+        )
+        accelerator.backward(loss)
+        optimizers.take_gradients()
+        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+        for optimizer, schedule in zip(stepped, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        optimizers.drop_gradients(model)
+        ema.step(parameters)
+        step, since = step + 1, since + 1
+        for name, value in {**scalars, "loss": loss, "grad_norm": torch.as_tensor(norm)}.items():
+            running[name] = running.get(name, 0.0) + float(value.detach())
+        progress.update()
+        if step % config.log_every == 0 or step == config.steps:
+            means = {name: total / since for name, total in running.items()}
+            if math.isnan(means["loss"]):
+                raise PFStorerError(
+                    f"The loss became NaN before step {step}: lower the learning rate or use "
+                    f"mixed_precision='no'; the state before it is in {folder / 'state'}."
+                )
+            accelerator.log({**means, "learning_rate": schedules[0].get_last_lr()[0]}, step=step)
+            progress.set_postfix({k: f"{v:.4f}" for k, v in means.items()})
+            running, since = {}, 0
+        out_of_time = max_seconds is not None and time.monotonic() - start_time > max_seconds
+        due = config.save_every and step % config.save_every == 0
+        if accelerator.is_main_process and (due or out_of_time or step == config.steps):
+            save_state(folder / "state", parts, step, {"config": asdict(config)})
+        if (
+            sample
+            and config.sample_every
+            and (step % config.sample_every == 0 or step == config.steps)
+        ):
+            if accelerator.is_main_process:
+                ema.store(parameters)
+                ema.copy_to(parameters)
+                (folder / "samples").mkdir(exist_ok=True)
+                with torch.no_grad():
+                    save_image(sample(model), folder / "samples" / f"{step:06d}.png")
+                ema.restore(parameters)
+        if out_of_time:
+            break
+    progress.close()
+    ema.copy_to(parameters)
+    accelerator.end_training()
+    return step >= config.steps

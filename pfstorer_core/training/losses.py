@@ -1,0 +1,60 @@
+"""Diffusion losses with SNR weighting."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+from torch import Tensor
+
+from ..errors import PFStorerError
+
+
+def noise_schedule(prediction_type: str) -> DDPMScheduler:
+    """Stable Diffusion's: 1000 timesteps, betas from 0.00085 to 0.012, linear in the root."""
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=prediction_type,
+        clip_sample=False,
+    )
+
+
+def diffusion_target(
+    schedule: DDPMScheduler, latent: Tensor, noise: Tensor, timesteps: Tensor
+) -> Tensor:
+    """What the UNet shall predict: noise, or v; shaped like the latent (B, C, h, w)."""
+    kind = schedule.config["prediction_type"]
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return schedule.get_velocity(latent, noise, timesteps)
+    raise PFStorerError(f"The prediction type is {kind!r}; expected epsilon or v_prediction.")
+
+
+def diffusion_loss(
+    schedule: DDPMScheduler,
+    prediction: Tensor,
+    target: Tensor,
+    timesteps: Tensor,
+    snr_gamma: float | None,
+) -> Tensor:
+    """Mean squared error per item, (B,), weighted by min(SNR, gamma) in terms of the clean latent.
+
+    Args:
+        prediction, target: (B, C, h, w).
+        timesteps: (B,) in [0, 1000).
+        snr_gamma: None for the plain error.
+
+    Source: Efficient Diffusion Training via Min-SNR Weighting Strategy (arXiv 2303.09556),
+        equation 8.
+    """
+    error = (prediction.float() - target.float()).pow(2).mean((1, 2, 3))
+    if snr_gamma is None:
+        return error
+    snr = compute_snr(schedule, timesteps)
+    weight = torch.clamp(snr, max=snr_gamma)
+    weight = weight / (snr + 1 if schedule.config["prediction_type"] == "v_prediction" else snr)
+    return error * weight

@@ -1,0 +1,100 @@
+"""Trains a base restorer on photos: encoder and SFT blocks for a frozen Stable Diffusion.
+
+    python scripts/train_base.py --checkpoint v2-1_512-ema-pruned.safetensors \\
+        --photos my_photos --name my_restorer
+
+The result, my_restorer.safetensors, goes into ComfyUI's models/pfstorer_restorers. Runs in
+ComfyUI's environment (scripts/setup_host.py makes one); for several GPUs or machines start it with
+`accelerate launch`. An interrupted run goes on when started again with the same --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from setup_host import find_comfyui
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="Stable Diffusion 1.5 or 2.1 checkpoint"
+    )
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="folder of good photos (subfolders too)"
+    )
+    parser.add_argument("--name", required=True, help="name of the restorer and its file")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "runs" / "base", help="folder of the run"
+    )
+    parser.add_argument(
+        "--size", type=int, default=512, help="side of the training views in pixels"
+    )
+    parser.add_argument("--steps", type=int, default=50_000)
+    parser.add_argument("--batch", type=int, default=8, help="pairs per step and device")
+    parser.add_argument(
+        "--pairs", type=int, default=20_000, help="(clean, LQ) pairs to draw from the photos"
+    )
+    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no")
+    parser.add_argument("--max-seconds", type=float, help="stop and save after this time")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    comfyui = find_comfyui()
+    if comfyui is None:
+        raise SystemExit("No ComfyUI found: run scripts/setup_host.py or set COMFYUI_PATH.")
+    sys.path.insert(0, str(comfyui))
+    sys.path.append(str(ROOT))
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    import comfy.sd
+
+    from pfstorer_core.degradation import PRESETS
+    from pfstorer_core.host.base_training import train_base_restorer
+    from pfstorer_core.photos import PhotoFolder
+    from pfstorer_core.restorer import save
+    from pfstorer_core.training.base import BaseTrainingConfig
+    from pfstorer_core.training.loop import LoopConfig
+
+    photos = PhotoFolder(options.photos, options.size)
+    logging.info("%d photos", len(photos.paths))
+    model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
+    restorer, done = train_base_restorer(
+        model,
+        clip,
+        vae,
+        photos.draw,
+        [(1.0, PRESETS["face"])],
+        options.out,
+        loop=LoopConfig(
+            steps=options.steps,
+            learning_rate=options.learning_rate,
+            warmup_steps=min(500, options.steps // 10),
+            ema_decay=0.9999,
+            mixed_precision=options.mixed_precision,
+            sample_every=0,
+            seed=options.seed,
+        ),
+        training=BaseTrainingConfig(batch=options.batch),
+        name=options.name,
+        pairs=options.pairs,
+        max_seconds=options.max_seconds,
+    )
+    path = options.out / f"{options.name}.safetensors"
+    save(restorer, path)
+    logging.info("%s written%s", path, "" if done else "; not finished, run again to go on")
+
+
+if __name__ == "__main__":
+    main()
