@@ -1,0 +1,7 @@
+"""ComfyUI nodes: each checks its inputs, calls `pfstorer_core` and wraps the result."""
+
+from .demo import DemoPortrait
+from .load import LoadBaseRestorer
+from .restore import ConditionOnLQ, TiledRestore
+
+NODES = [LoadBaseRestorer, ConditionOnLQ, TiledRestore, DemoPortrait]

@@ -1,0 +1,66 @@
+"""Nodes that load models."""
+
+from comfy_api.latest import io
+
+from ..pfstorer_core.host import load_base_restorer, loading
+
+BUNDLED = "bundled in restorer"
+
+
+class LoadBaseRestorer(io.ComfyNode):
+    """Loads a restorer and the diffusion model that it steers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describes inputs and outputs, with the files that are there now."""
+        return io.Schema(
+            node_id="PFStorerLoadBaseRestorer",
+            display_name="Load Base Restorer",
+            category="PFStorer",
+            description=(
+                "Loads a face and photo restorer of the StableSR family: MODEL, CLIP and VAE. "
+                "The MODEL needs an LQ image: use Tiled Restore, or Condition on LQ Image with "
+                "any sampler."
+            ),
+            search_aliases=["StableSR", "SFT", "face restore", "super resolution", "upscale"],
+            inputs=[
+                io.Combo.Input(
+                    "restorer",
+                    options=loading.restorer_names(),
+                    tooltip=(
+                        "Restorer file in models/pfstorer_restorers. 'mini (bundled)' comes with "
+                        "the plugin: small, for demo portraits of 128 px."
+                    ),
+                ),
+                io.Combo.Input(
+                    "checkpoint",
+                    options=[BUNDLED, *loading.checkpoint_names()],
+                    tooltip=(
+                        "Stable Diffusion checkpoint that the restorer was trained on, in "
+                        f"models/checkpoints. Choose '{BUNDLED}' for the mini restorer."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="Diffusion model with the restorer in it."),
+                io.Clip.Output(tooltip="Text encoder; the mini restorer's knows one prompt only."),
+                io.Vae.Output(tooltip="Autoencoder that encodes the LQ image and decodes."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, restorer: str, checkpoint: str) -> list[tuple[str, int, int]]:
+        """Returns name, time and size of the files, so that a changed file is loaded again."""
+        return [loading.file_state(path) for path in cls._paths(restorer, checkpoint) if path]
+
+    @classmethod
+    def execute(cls, restorer: str, checkpoint: str) -> io.NodeOutput:
+        """Loads the files."""
+        return io.NodeOutput(*load_base_restorer(*cls._paths(restorer, checkpoint)))
+
+    @classmethod
+    def _paths(cls, restorer: str, checkpoint: str) -> tuple[loading.Path, loading.Path | None]:
+        return (
+            loading.restorer_path(restorer),
+            None if checkpoint == BUNDLED else loading.checkpoint_path(checkpoint),
+        )

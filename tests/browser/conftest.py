@@ -1,0 +1,57 @@
+"""One headless Chromium for all tests, and a fresh page of ComfyUI's real frontend for each."""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from comfyui_client import Server
+from comfyui_frontend import Frontend
+from playwright.sync_api import Browser, sync_playwright
+from setup_host import NO_CHROMIUM, find_chromium
+
+# As root there is no sandbox; the others keep Chromium from calling home.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# Otherwise the first start opens a dialog and the next one the last workflow.
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.Persist": False,
+    "Comfy.Notification.ShowVersionUpdates": False,
+    "Comfy.RightSidePanel.IsOpen": False,
+}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium, started once."""
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.fail(NO_CHROMIUM)
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def frontend(browser: Browser, server: Server) -> Iterator[Frontend]:
+    """A fresh page with ComfyUI ready; fails if the page raised an error meanwhile."""
+    request = urllib.request.Request(
+        f"{server.url}/api/settings",
+        data=json.dumps(SETTINGS).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    urllib.request.urlopen(request, timeout=60).close()
+    page = browser.new_page(viewport={"width": 1600, "height": 900})
+    opened = Frontend(page, server.url)
+    yield opened
+    page.close()
+    assert not opened.errors, opened.errors

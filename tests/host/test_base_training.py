@@ -1,0 +1,105 @@
+"""Training of a base restorer on photos, through the host's own MODEL, CLIP and VAE."""
+
+import hashlib
+
+import pytest
+import torch
+from PIL import Image
+
+from pfstorer_core.degradation import PRESETS
+from pfstorer_core.encoder import EncoderConfig
+from pfstorer_core.errors import PFStorerError
+from pfstorer_core.host.base_training import train_base_restorer
+from pfstorer_core.host.bundled import load_bundled
+from pfstorer_core.host.loading import MINI_RESTORER_PATH
+from pfstorer_core.photos import PhotoFolder
+from pfstorer_core.portraits import portrait_set
+from pfstorer_core.restorer import load, save
+from pfstorer_core.training.base import BaseTrainingConfig
+from pfstorer_core.training.loop import LoopConfig
+
+ENCODER = EncoderConfig(
+    in_channels=12,
+    model_channels=32,
+    out_channels=32,
+    num_res_blocks=1,
+    attention_resolutions=(4,),
+    channel_mult=(1, 1, 1),
+)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for n in range(3):
+        picture = (portrait_set(n, 1, seed=n, size=160)[0] * 255).byte().movedim(0, -1).numpy()
+        Image.fromarray(picture).save(folder / f"{n}.png")
+    return folder
+
+
+def hash_of(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(key.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def train(photos, out, steps=3, **settings):
+    model, clip, vae = load_bundled(MINI_RESTORER_PATH)
+    before = hash_of(model.model.diffusion_model)
+    source = PhotoFolder(photos, 64).draw
+    restorer, done = train_base_restorer(
+        model,
+        clip,
+        vae,
+        source,
+        [(1.0, PRESETS["medium"])],
+        out,
+        loop=LoopConfig(steps=steps, sample_every=0, warmup_steps=0),
+        training=BaseTrainingConfig(batch=4),
+        name="trained",
+        encoder=ENCODER,
+        hidden=16,
+        pairs=16,
+        **settings,
+    )
+    assert hash_of(model.model.diffusion_model) == before, "the base must stay as it is"
+    return restorer, done
+
+
+def test_trained_restorer_is_a_file_that_loads(photos, tmp_path):
+    restorer, done = train(photos, tmp_path / "out")
+    assert done
+    assert any(restorer.sft(site).mlp_gamma.weight.abs().max() > 0 for site in restorer.sites), (
+        "nothing was learned"
+    )
+    save(restorer, tmp_path / "trained.safetensors")
+    again = load(tmp_path / "trained.safetensors")
+    assert again.info.prediction_type == "v_prediction"
+    assert again.sites == restorer.sites
+    for site in again.sites:
+        assert torch.equal(again.sft(site).mlp_gamma.weight, restorer.sft(site).mlp_gamma.weight)
+
+
+def test_interrupted_run_goes_on_to_the_same_result(photos, tmp_path):
+    whole, _ = train(photos, tmp_path / "whole")
+    _, done = train(photos, tmp_path / "parts", max_seconds=0)
+    assert not done
+    parts, done = train(photos, tmp_path / "parts")
+    assert done
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_photo_folder_names_what_is_wrong(photos, tmp_path):
+    with pytest.raises(PFStorerError, match="no folder"):
+        PhotoFolder(tmp_path / "missing", 64)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PFStorerError, match="holds no photo"):
+        PhotoFolder(tmp_path / "empty", 64)
+    with pytest.raises(PFStorerError, match=r"0\.png.*160 x 160"):
+        PhotoFolder(photos, 512)
+    (photos / "broken.jpg").write_text("no picture")
+    with pytest.raises(PFStorerError, match=r"broken\.jpg"):
+        PhotoFolder(photos, 64)

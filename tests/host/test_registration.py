@@ -1,0 +1,85 @@
+import json
+import re
+from urllib.error import HTTPError
+
+import pytest
+from comfyui_client import PACK, REPO, Client, Server
+
+NODES = {
+    "PFStorerConditionOnLQ": "Condition on LQ Image",
+    "PFStorerDemoPortrait": "Demo Portrait",
+    "PFStorerLoadBaseRestorer": "Load Base Restorer",
+    "PFStorerTiledRestore": "Tiled Restore",
+}
+TEMPLATES = sorted(path.stem for path in (REPO / "example_workflows").glob("*.json"))
+IMPORT_SECONDS = 1.0  # measured: 0.1
+
+
+def input_options(info: dict) -> dict[str, dict]:
+    """Returns the options of all inputs in a node's info, by name."""
+    groups = (info["input"].get(group, {}) for group in ("required", "optional"))
+    return {
+        name: (spec[1] if len(spec) > 1 else {}) for group in groups for name, spec in group.items()
+    }
+
+
+def test_the_pack_registers_these_nodes_and_no_others(client: Client) -> None:
+    infos = client.get_json("/object_info")
+    ours = {i for i, info in infos.items() if info["python_module"] == f"custom_nodes.{PACK}"}
+    assert ours == set(NODES)
+
+
+@pytest.mark.parametrize("node_id", NODES)
+def test_a_node_is_described(client: Client, node_id: str) -> None:
+    info = client.object_info(node_id)
+    assert info is not None
+    assert info["category"] == "PFStorer"
+    assert info["display_name"] == NODES[node_id]
+    assert info["description"]
+    without = [name for name, options in input_options(info).items() if not options.get("tooltip")]
+    assert without == []
+
+
+def test_the_pack_is_imported_fast(server: Server) -> None:
+    times = re.findall(rf"([\d.]+) seconds: \S*{PACK}$", server.log(), flags=re.MULTILINE)
+    assert len(times) == 1, "imported once, without failure"
+    assert float(times[0]) <= IMPORT_SECONDS
+
+
+def test_all_templates_are_listed(client: Client) -> None:
+    assert "restore_photo" in TEMPLATES
+    assert sorted(client.get_json("/api/workflow_templates")[PACK]) == TEMPLATES
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_is_served_with_its_picture_and_equals_its_api_twin(
+    client: Client, name: str
+) -> None:
+    place = f"/api/workflow_templates/{PACK}/{name}"
+    workflow = client.get_json(f"{place}.json")
+    assert client.request(f"{place}.jpg").startswith(b"\xff\xd8")  # JPEG
+    twin = json.loads((REPO / "example_workflows" / "api" / f"{name}.json").read_text())
+    notes = {"Note", "MarkdownNote"}  # for readers; the API format leaves them out
+    shown = sorted(node["type"] for node in workflow["nodes"] if node["type"] not in notes)
+    assert shown == sorted(node["class_type"] for node in twin.values())
+
+
+@pytest.mark.parametrize("node_id", NODES)
+def test_a_help_page_names_every_input(client: Client, node_id: str) -> None:
+    try:
+        page = client.request(f"/extensions/{PACK}/docs/{node_id}/en.md")
+    except HTTPError:
+        page = client.request(f"/extensions/{PACK}/docs/{node_id}.md")
+    info = client.object_info(node_id)
+    assert info is not None
+    text = page.decode()
+    assert [name for name in input_options(info) if name not in text] == []
+
+
+@pytest.mark.parametrize("node_id", NODES)
+def test_the_english_labels_fit_the_node(client: Client, node_id: str) -> None:
+    labels = client.get_json("/i18n")["en"]["nodeDefs"][node_id]
+    info = client.object_info(node_id)
+    assert info is not None
+    assert labels["display_name"] == NODES[node_id]
+    assert set(labels["inputs"]) == set(input_options(info))
