@@ -83,7 +83,6 @@ def main() -> None:
             warmup_steps=min(500, options.steps // 10),
             ema_decay=0.9999,
             mixed_precision=options.mixed_precision,
-            sample_every=0,
             seed=options.seed,
         ),
         training=BaseTrainingConfig(batch=options.batch),

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file, save_file
 from setup_host import find_comfyui
 from torch import Tensor
@@ -41,7 +40,11 @@ from pfstorer_core.training.autoencoder import (  # noqa: E402
     autoencoder_objective,
     random_portraits,
 )
-from pfstorer_core.training.base import BaseTrainingConfig, restoration_objective  # noqa: E402
+from pfstorer_core.training.base import (  # noqa: E402
+    BaseTrainingConfig,
+    restoration_objective,
+    restore_latents,
+)
 from pfstorer_core.training.loop import LoopConfig, fit  # noqa: E402
 from pfstorer_core.training.losses import noise_schedule  # noqa: E402
 from pfstorer_core.training.pool import build_shards, load_pool  # noqa: E402
@@ -180,19 +183,6 @@ def build_network(seed: int) -> HostNetwork:
     return HostNetwork(unet, restorer, prompt, train_base=True)
 
 
-def restore_latents(
-    network: torch.nn.Module, schedule: DDPMScheduler, lq_latent: Tensor, steps: int, seed: int
-) -> Tensor:
-    """Deterministic DDIM from pure noise; (B, C, h, w) both ways."""
-    sampler = DDIMScheduler.from_config(schedule.config, timestep_spacing="trailing")
-    sampler.set_timesteps(steps)
-    latent = torch.randn(lq_latent.shape, generator=torch.Generator().manual_seed(seed))
-    for timestep in sampler.timesteps:
-        prediction = network(latent, timestep.expand(len(latent)), lq_latent)
-        latent = sampler.step(prediction, timestep, latent).prev_sample
-    return latent
-
-
 def train_restorer(options: argparse.Namespace) -> None:
     autoencoder = load_autoencoder(options)
     encode = encode_with(autoencoder)
@@ -207,7 +197,7 @@ def train_restorer(options: argparse.Namespace) -> None:
 
     def restored(model: torch.nn.Module) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            latent = restore_latents(model, schedule, encode(lq), 8, 0)
+            latent = restore_latents(model, schedule, encode(lq), steps=8, seed=0)
         output = ((autoencoder.decode(latent.float()) + 1) / 2).clamp(0, 1)
         target = clean.repeat(3, 1, 1, 1)
         for name, out, low in zip(

@@ -9,15 +9,23 @@ from typing import Any
 
 import torch
 from comfy.model_base import ModelType
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
+from torchvision.utils import make_grid
 
 from ..encoder import EncoderConfig
 from ..errors import PFStorerError
 from ..restorer import BaseRestorer
-from ..training.base import BaseTrainingConfig, restoration_objective
-from ..training.loop import LoopConfig, fit
+from ..training.base import BaseTrainingConfig, restoration_objective, restore_latents
+from ..training.loop import LoopConfig, Sampler, fit
 from ..training.losses import noise_schedule
-from ..training.pool import ImageSource, WeightedDegradations, build_shards, load_pool
+from ..training.pool import (
+    ImageSource,
+    LatentPool,
+    WeightedDegradations,
+    build_shards,
+    load_pool,
+)
 from .bundled import build_unet
 from .network import HostNetwork
 from .patches import find_sft_sites
@@ -114,10 +122,28 @@ def train_base_restorer(
         network = HostNetwork(
             unet, restorer, encoding.detach().clone()[0].float(), train_base=False
         )
-        objective = restoration_objective(pool, noise_schedule(kind), training)
-        done = fit(network, objective, loop, folder, max_seconds=max_seconds)
+        schedule = noise_schedule(kind)
+        objective = restoration_objective(pool, schedule, training)
+        sample = _sample_sheet(model, vae, pool, schedule)
+        done = fit(network, objective, loop, folder, sample=sample, max_seconds=max_seconds)
     restorer.info = dataclasses.replace(restorer.info, context_dim=encoding.shape[-1])
     return restorer.cpu(), done
+
+
+def _sample_sheet(model: Any, vae: Any, pool: LatentPool, schedule: DDPMScheduler) -> Sampler:
+    """Sheets of the pool's first pictures: rows of LQ, restored, clean."""
+    clean, lq_latent = pool.clean[:4].float(), pool.lq[:4].float()  # (4, C, h, w)
+
+    def decode(latent: Tensor) -> Tensor:
+        return vae.decode(model.model.process_latent_out(latent)).movedim(-1, 1).cpu()
+
+    def sheet(network: nn.Module) -> Tensor:
+        device = next(network.parameters()).device
+        restored = restore_latents(network, schedule, lq_latent.to(device), steps=20, seed=0)
+        rows = [decode(latent) for latent in (lq_latent, restored.cpu(), clean)]
+        return make_grid(torch.cat(rows).clamp(0, 1), nrow=len(clean), padding=0)
+
+    return sheet
 
 
 def _trainable_copy(model: Any) -> nn.Module:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from ..errors import PFStorerError
@@ -46,6 +46,20 @@ class BaseTrainingConfig:
             raise PFStorerError(
                 f"A probability must be in [0, 1], got {self.noise_lq_probability}."
             )
+
+
+def restore_latents(
+    network: RestorerNetwork, schedule: DDPMScheduler, lq_latent: Tensor, *, steps: int, seed: int
+) -> Tensor:
+    """Restores LQ latents (B, C, h, w) from pure noise by deterministic DDIM, for sample sheets."""
+    sampler = DDIMScheduler.from_config(schedule.config, timestep_spacing="trailing")
+    sampler.set_timesteps(steps)
+    latent = torch.randn(lq_latent.shape, generator=torch.Generator().manual_seed(seed))
+    latent = latent.to(lq_latent)
+    for timestep in sampler.timesteps:
+        prediction = network(latent, timestep.expand(len(latent)).to(latent.device), lq_latent)
+        latent = sampler.step(prediction, timestep, latent).prev_sample
+    return latent
 
 
 def restoration_objective(

@@ -56,7 +56,7 @@ def train(photos, out, steps=3, **settings):
         source,
         [(1.0, PRESETS["medium"])],
         out,
-        loop=LoopConfig(steps=steps, sample_every=0, warmup_steps=0),
+        loop=LoopConfig(steps=steps, sample_every=steps, warmup_steps=0),
         training=BaseTrainingConfig(batch=4),
         name="trained",
         encoder=ENCODER,
@@ -71,6 +71,7 @@ def train(photos, out, steps=3, **settings):
 def test_trained_restorer_is_a_file_that_loads(photos, tmp_path):
     restorer, done = train(photos, tmp_path / "out")
     assert done
+    assert Image.open(tmp_path / "out" / "samples" / "000003.png").size == (4 * 64, 3 * 64)
     assert any(restorer.sft(site).mlp_gamma.weight.abs().max() > 0 for site in restorer.sites), (
         "nothing was learned"
     )
