@@ -116,6 +116,8 @@ class Server:
             self._process = subprocess.Popen(
                 [str(part) for part in command],
                 cwd=self.comfyui,
+                # Spinning threads slow everything down where cores are shared.
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

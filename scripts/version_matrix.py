@@ -1,6 +1,7 @@
-"""Runs the host tests on every ComfyUI release in `setup_host.RELEASES`; writes a Markdown report.
+"""Runs the host and browser tests on every ComfyUI release that `setup_host` knows.
 
-Versions below the supported floor must refuse the plugin with a sentence that says to update.
+The result is a Markdown report. Versions below the supported floor must refuse the plugin with a
+sentence that says to update.
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ def main() -> None:
     """Runs the matrix, writes the report, exits non-zero if a version is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--versions", nargs="+", choices=RELEASES, default=list(RELEASES))
-    parser.add_argument("--tests", nargs="+", default=["tests/host"], help="what pytest runs")
+    parser.add_argument(
+        "--tests", nargs="+", default=["tests/host", "tests/browser"], help="what pytest runs"
+    )
     parser.add_argument("--report", type=Path, default=REPO / "docs" / "version_matrix.md")
     parser.add_argument("--check-refusal", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

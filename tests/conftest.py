@@ -4,6 +4,7 @@ Tests in `unit/` need no ComfyUI. In `host/` and `browser/`, `server` is a proce
 `host/conftest.py` also makes ComfyUI's own modules importable.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 from comfyui_client import Client, Server
 from setup_host import find_comfyui
+
+# torch's threads else spin while they wait: where another program wants the same cores, a run takes
+# many times as long. Read when torch is first imported, which is later.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 TESTS = Path(__file__).parent
 MARKS = {"host": ("host",), "browser": ("host", "browser")}
