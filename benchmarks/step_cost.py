@@ -19,10 +19,9 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "scripts")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
-from setup_host import find_comfyui  # noqa: E402
+from in_process import use_comfyui
 
 SD21 = {
     "image_size": 32,
@@ -51,15 +50,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    comfyui = find_comfyui()
-    if comfyui is None:
-        raise SystemExit("No ComfyUI found: run scripts/setup_host.py or set COMFYUI_PATH.")
-    sys.path.insert(0, str(comfyui))
-    sys.path.append(str(ROOT))
-    from comfy.cli_args import args
-
+    use_comfyui()
     gpu = torch.cuda.is_available()
-    args.cpu = not gpu
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     from pfstorer_core.encoder import EncoderConfig

@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from setup_host import find_comfyui
+from in_process import use_comfyui
+from setup_host import REPO
 from torch import Tensor
 from torchvision.utils import save_image
 
-ROOT = Path(__file__).resolve().parent.parent
 LEVELS = ("light", "medium", "extreme")
 SIZE = 128
 FIRST_IDENTITY = 5_000_000  # far above every number that a training draws
@@ -37,27 +36,20 @@ def main() -> None:
         "--restorer", type=Path, help="a bundled restorer; the mini restorer by default"
     )
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "output" / "evaluation", help="folder of the results"
+        "--out", type=Path, default=REPO / "output" / "evaluation", help="folder of the results"
     )
     parser.add_argument("--identities", type=int, default=48)
     parser.add_argument("--views", type=int, default=2, help="pictures per identity")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--sampler", default="euler")
     parser.add_argument("--scheduler", default="normal")
-    parser.add_argument("--color-fix", default="none")
+    parser.add_argument("--color-fix", default="wavelet")
     parser.add_argument("--start", default="LQ image")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
 
-    comfyui = find_comfyui()
-    if comfyui is None:
-        raise SystemExit("No ComfyUI found: run scripts/setup_host.py or set COMFYUI_PATH.")
-    sys.path.insert(0, str(comfyui))
-    sys.path.append(str(ROOT))
-    from comfy.cli_args import args
-
-    args.cpu = not torch.cuda.is_available()
+    use_comfyui()
     from pfstorer_core import metrics
     from pfstorer_core.degradation import PRESETS, degrade
     from pfstorer_core.host.loading import MINI_RESTORER_PATH, load_base_restorer

@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
-import torch
-from setup_host import find_comfyui
-
-ROOT = Path(__file__).resolve().parent.parent
+from in_process import use_comfyui
+from setup_host import REPO
 
 
 def main() -> None:
@@ -33,7 +30,7 @@ def main() -> None:
     )
     parser.add_argument("--name", required=True, help="name of the restorer and its file")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "runs" / "base", help="folder of the run"
+        "--out", type=Path, default=REPO / "runs" / "base", help="folder of the run"
     )
     parser.add_argument(
         "--size", type=int, default=512, help="side of the training views in pixels"
@@ -50,14 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    comfyui = find_comfyui()
-    if comfyui is None:
-        raise SystemExit("No ComfyUI found: run scripts/setup_host.py or set COMFYUI_PATH.")
-    sys.path.insert(0, str(comfyui))
-    sys.path.append(str(ROOT))
-    from comfy.cli_args import args
-
-    args.cpu = not torch.cuda.is_available()
+    use_comfyui()
     import comfy.sd
 
     from pfstorer_core.degradation import PRESETS

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -21,33 +20,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from in_process import use_comfyui
 from safetensors.torch import load_file, save_file
-from setup_host import find_comfyui
+from setup_host import REPO
 from torch import Tensor
 from torchvision.utils import make_grid
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT))
+sys.path.append(str(REPO))  # here already: most stages need no ComfyUI
 
-from pfstorer_core.autoencoder import AutoencoderConfig, PatchAutoencoder  # noqa: E402
-from pfstorer_core.degradation import PRESETS, degrade  # noqa: E402
-from pfstorer_core.encoder import EncoderConfig  # noqa: E402
-from pfstorer_core.painting import draw  # noqa: E402
-from pfstorer_core.restorer import BaseRestorer, save  # noqa: E402
-from pfstorer_core.training.autoencoder import (  # noqa: E402
+from pfstorer_core.autoencoder import AutoencoderConfig, PatchAutoencoder
+from pfstorer_core.degradation import PRESETS, degrade
+from pfstorer_core.encoder import EncoderConfig
+from pfstorer_core.painting import draw
+from pfstorer_core.restorer import BaseRestorer, save
+from pfstorer_core.training.autoencoder import (
     UNSEEN,
     NoisyRoundTrip,
     autoencoder_objective,
     random_portraits,
 )
-from pfstorer_core.training.base import (  # noqa: E402
+from pfstorer_core.training.base import (
     BaseTrainingConfig,
     restoration_objective,
     restore_latents,
 )
-from pfstorer_core.training.loop import LoopConfig, fit  # noqa: E402
-from pfstorer_core.training.losses import noise_schedule  # noqa: E402
-from pfstorer_core.training.pool import build_shards, load_pool  # noqa: E402
+from pfstorer_core.training.loop import LoopConfig, fit
+from pfstorer_core.training.losses import noise_schedule
+from pfstorer_core.training.pool import build_shards, load_pool
 
 if TYPE_CHECKING:
     from pfstorer_core.host.network import HostNetwork
@@ -157,13 +156,7 @@ def build_pool(options: argparse.Namespace) -> None:
 
 def build_network(seed: int) -> HostNetwork:
     """The mini UNet with its restorer, untrained."""
-    comfyui = find_comfyui()
-    if comfyui is None:
-        raise SystemExit("No ComfyUI found: run scripts/setup_host.py or set COMFYUI_PATH.")
-    sys.path.insert(0, str(comfyui))
-    from comfy.cli_args import args
-
-    args.cpu = not torch.cuda.is_available()
+    use_comfyui()
     from pfstorer_core.host.bundled import build_unet
     from pfstorer_core.host.network import HostNetwork
     from pfstorer_core.host.patches import find_sft_sites
@@ -265,15 +258,10 @@ def export(options: argparse.Namespace) -> None:
         **{f"first_stage_model.{k}": t.half() for k, t in autoencoder.state_dict().items()},
         "cond_stage_model.prompt": network.prompt.detach().half(),
     }
-    path = ROOT / "pfstorer_core" / "assets" / "mini_restorer.safetensors"
+    path = REPO / "pfstorer_core" / "assets" / "mini_restorer.safetensors"
     path.parent.mkdir(exist_ok=True)
     save(restorer.half(), path)
-    logging.info(
-        "%s: %.1f MB, fingerprint in its metadata: %s",
-        path.name,
-        path.stat().st_size / 1e6,
-        json.dumps(restorer.info.name),
-    )
+    logging.info("%s: %.1f MB", path.name, path.stat().st_size / 1e6)
 
 
 def rgb_factors(
@@ -305,7 +293,7 @@ def main() -> None:
     parser.add_argument(
         "--runs",
         type=Path,
-        default=ROOT / "runs" / "mini",
+        default=REPO / "runs" / "mini",
         help="folder of states, logs and samples",
     )
     parser.add_argument("--steps", type=int, help="optimiser steps in all")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..errors import PFStorerError
 from .optimizers import Optimizers
-from .state import load_state, save_state
+from .state import TrainedWeights, load_state, save_state
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def fit(
     ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.8, foreach=True)
     ema.to(accelerator.device)
 
-    parts: dict[str, Any] = {"model": model, "ema": ema}
+    parts: dict[str, Any] = {"model": TrainedWeights(model), "ema": ema}
     for k, (optimizer, schedule) in enumerate(zip(optimizers.all, schedules, strict=True)):
         parts |= {f"optimizer_{k}": optimizer, f"schedule_{k}": schedule}
     step = load_state(folder / "state", parts, config.seed) if (folder / "state").exists() else 0

@@ -7,8 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ..errors import PFStorerError
+
+
+class TrainedWeights:
+    """The part of a model that a training changes, so that no state holds a frozen base."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = {k: p for k, p in model.named_parameters() if p.requires_grad}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the trained parameters by name."""
+        return {name: parameter.detach() for name, parameter in self._parameters.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copies a state dict of the same names and shapes into the parameters.
+
+        Raises:
+            ValueError: other names or shapes.
+        """
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        if shapes != {name: parameter.shape for name, parameter in self._parameters.items()}:
+            raise ValueError("other names or shapes of weights")
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(state[name])
 
 
 def save_state(path: Path, parts: dict[str, Any], step: int, settings: dict[str, Any]) -> None:

@@ -109,6 +109,8 @@ def test_frozen_parameters_stay(tmp_path):
     before = model.time.weight.clone()
     fit(model, objective, CONFIG, tmp_path)
     assert torch.equal(model.time.weight, before)
+    state = torch.load(tmp_path / "state", weights_only=True)["parts"]["model"]
+    assert set(state) == {"body.0.weight", "body.0.bias", "body.2.weight", "body.2.bias"}
 
 
 def test_muon_gets_the_layers_weights_alone():
