@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from in_process import use_comfyui
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from setup_host import REPO
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -31,6 +31,8 @@ sys.path.append(str(REPO))  # here already: most stages need no ComfyUI
 from pfstorer_core.autoencoder import AutoencoderConfig, PatchAutoencoder
 from pfstorer_core.degradation import PRESETS, degrade
 from pfstorer_core.encoder import EncoderConfig
+from pfstorer_core.files import write_safetensors
+from pfstorer_core.metrics import psnr
 from pfstorer_core.painting import draw
 from pfstorer_core.restorer import BaseRestorer, save
 from pfstorer_core.training.autoencoder import (
@@ -100,16 +102,14 @@ def train_autoencoder(options: argparse.Namespace) -> None:
     unseen = random_portraits(
         32, generator, SIZE, draw=fast_draw, first=UNSEEN, last=UNSEEN + 10**6
     )
-    unseen = unseen * 2 - 1
 
     def round_trip(model: torch.nn.Module) -> Tensor:
-        output = torch.cat(
-            [model.autoencoder.decode(model.autoencoder.encode(x[None])) for x in unseen]
-        ).clamp(-1, 1)
-        psnr = -10 * torch.log10(((output - unseen) / 2).pow(2).mean((1, 2, 3)))
-        logging.info("round trip of unseen identities: %.2f dB", psnr.mean())
+        latents = [model.autoencoder.encode(x[None] * 2 - 1) for x in unseen]
+        output = torch.cat([model.autoencoder.decode(latent) for latent in latents])
+        output = ((output + 1) / 2).clamp(0, 1)  # (32, 3, H, W)
+        logging.info("round trip of unseen identities: %.2f dB", psnr(output, unseen).mean())
         pairs = torch.stack([unseen[:24], output[:24]], 1).flatten(0, 1)  # (48, 3, H, W)
-        return make_grid((pairs + 1) / 2, nrow=8, padding=0)
+        return make_grid(pairs, nrow=8, padding=0)
 
     config = LoopConfig(
         steps=options.steps or 1800,
@@ -126,8 +126,7 @@ def train_autoencoder(options: argparse.Namespace) -> None:
     folder = options.runs / "autoencoder"
     objective = autoencoder_objective(AUTOENCODER, 16, SIZE, fast_draw)
     done = fit(model, objective, config, folder, sample=round_trip, max_seconds=options.max_seconds)
-    weights = {k: t.contiguous() for k, t in autoencoder.state_dict().items()}
-    save_file(weights, folder / "autoencoder.safetensors")
+    write_safetensors(folder / "autoencoder.safetensors", autoencoder.state_dict(), {})
     logging.info("autoencoder %s", "done" if done else "saved, not finished: run again to go on")
 
 
@@ -196,10 +195,8 @@ def train_restorer(options: argparse.Namespace) -> None:
         for name, out, low in zip(
             ("light", "medium", "extreme"), output.split(12), lq.split(12), strict=True
         ):
-            psnr = [
-                -10 * torch.log10((x - clean).pow(2).mean((1, 2, 3))).mean() for x in (low, out)
-            ]
-            logging.info("%s: LQ %.2f dB, restored %.2f dB", name, *psnr)
+            figures = [psnr(x, clean).mean() for x in (low, out)]
+            logging.info("%s: LQ %.2f dB, restored %.2f dB", name, *figures)
         rows = torch.stack(
             [lq.unflatten(0, (3, 12)), output.unflatten(0, (3, 12)), target.unflatten(0, (3, 12))],
             1,
@@ -221,8 +218,7 @@ def train_restorer(options: argparse.Namespace) -> None:
     objective = restoration_objective(pool, schedule, BaseTrainingConfig(batch=24))
     folder = options.runs / "restorer"
     done = fit(network, objective, config, folder, sample=restored, max_seconds=options.max_seconds)
-    weights = {k: t.contiguous() for k, t in network.state_dict().items()}
-    save_file(weights, folder / "network.safetensors")
+    write_safetensors(folder / "network.safetensors", network.state_dict(), {})
     logging.info("restorer %s", "done" if done else "saved, not finished: run again to go on")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy.model_base import ModelType
+from accelerate import PartialState
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torchvision.utils import make_grid
@@ -27,11 +27,12 @@ from ..training.pool import (
     load_pool,
 )
 from .bundled import build_unet
+from .loading import PREDICTION_TYPES
 from .network import HostNetwork
 from .patches import find_sft_sites
 
 _NOT_FOR_UNET = ("dtype", "device", "disable_unet_model_creation")
-_PREDICTION_TYPES = {ModelType.EPS: "epsilon", ModelType.V_PREDICTION: "v_prediction"}
+_PREDICTION_NAMES = {kind: name for name, kind in PREDICTION_TYPES.items()}
 
 
 def prediction_type(model: Any) -> str:
@@ -41,12 +42,12 @@ def prediction_type(model: Any) -> str:
         PFStorerError: another kind of model.
     """
     kind = model.model.model_type
-    if kind not in _PREDICTION_TYPES:
+    if kind not in _PREDICTION_NAMES:
         raise PFStorerError(
             f"The checkpoint is a {kind.name} model; a restorer is trained on Stable Diffusion "
             "1.5 or 2.1."
         )
-    return _PREDICTION_TYPES[kind]
+    return _PREDICTION_NAMES[kind]
 
 
 def scaled_encoder(model: Any, vae: Any) -> Callable[[Tensor], Tensor]:
@@ -99,17 +100,18 @@ def train_base_restorer(
     """
     kind = prediction_type(model)
     shard = min(1024, pairs)
-    encode = scaled_encoder(model, vae)
+    processes = PartialState()
     build_shards(
         folder / "pool",
         source,
         degradations,
-        encode,
-        range(-(-pairs // shard)),
+        scaled_encoder(model, vae),
+        range(processes.process_index, -(-pairs // shard), processes.num_processes),
         shard_size=shard,
         batch=min(8, shard),
         seed=loop.seed,
     )
+    processes.wait_for_everyone()
     pool = load_pool(folder / "pool")
     encoding = clip.encode_from_tokens_scheduled(clip.tokenize(""))[0][0]
     # Under inference mode tensors could not take part in training.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ..degradation import DegradationConfig, degrade
 from ..errors import PFStorerError
+from ..files import write_safetensors
 
 # (count, generator) -> (count, 3, H, W) in [0, 1]
 ImageSource = Callable[[int, torch.Generator], Tensor]
@@ -97,9 +97,7 @@ def build_shards(
             with torch.no_grad():
                 clean.append(encode(images).half())
                 lq.append(encode(degrade_mixed(images, degradations, generator)).half())
-        temporary = path.with_suffix(".part")
-        save_file({"clean": torch.cat(clean), "lq": torch.cat(lq)}, temporary)
-        os.replace(temporary, path)
+        write_safetensors(path, {"clean": torch.cat(clean), "lq": torch.cat(lq)}, {})
 
 
 def load_pool(folder: Path, limit: int | None = None) -> LatentPool:
