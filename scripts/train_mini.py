@@ -158,7 +158,7 @@ def build_network(seed: int) -> HostNetwork:
     use_comfyui()
     from pfstorer_core.host.bundled import build_unet
     from pfstorer_core.host.network import HostNetwork
-    from pfstorer_core.host.patches import find_sft_sites
+    from pfstorer_core.host.sites import find_sft_sites
 
     torch.manual_seed(seed)
     unet = build_unet(UNET)

@@ -10,9 +10,13 @@ from golden_weights import Goldens, fill
 from torch import Tensor, nn
 
 from pfstorer_core import restorer as restorer_files
+from pfstorer_core.adapter import AdapterInfo, IdentityAdapter
 from pfstorer_core.autoencoder import AutoencoderConfig, PatchAutoencoder
 from pfstorer_core.encoder import EncoderConfig
-from pfstorer_core.host import bundled, patches
+from pfstorer_core.host import bundled
+from pfstorer_core.host.loading import restoration
+from pfstorer_core.host.sites import find_identity_sites, find_sft_sites
+from pfstorer_core.personalization import PersonalizationConfig
 from pfstorer_core.restorer import BaseRestorer
 
 UNET_PREFIX = "model.diffusion_model."
@@ -60,7 +64,7 @@ def random_restorer(
     unet: Any, encoder: EncoderConfig = ENCODER, prediction_type: str = "v_prediction"
 ) -> BaseRestorer:
     """Returns a restorer of random weights that fits a UNet."""
-    channels = {site: found[0] for site, found in patches.find_sft_sites(unet).items()}
+    channels = {site: found[0] for site, found in find_sft_sites(unet).items()}
     torch.manual_seed(1)
     restorer = BaseRestorer.initialise(
         channels, encoder, 32, name="tiny", prediction_type=prediction_type
@@ -126,7 +130,7 @@ def golden_model(goldens: Goldens, name: str) -> tuple[Any, BaseRestorer]:
     settings = item["encoder_config"]
     names = EncoderConfig.__dataclass_fields__
     encoder = EncoderConfig(**{key: settings[key] for key in names})
-    sites = patches.find_sft_sites(unet)
+    sites = find_sft_sites(unet)
     channels = {site: sites[site][0] for site in item["spade_blocks"]}
     blank = BaseRestorer.initialise(channels, encoder, 128)
     restorer = BaseRestorer.from_state_dict(
@@ -141,3 +145,33 @@ def image(size: tuple[int, int] = (64, 64), batch: int = 1, seed: int = 0) -> Te
     coarse = torch.rand(batch, 3, 4, 4, generator=generator)
     fine = torch.nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=False)
     return fine.clamp(0, 1).movedim(1, -1)
+
+
+def random_adapter(
+    model: Any, seed: int = 0, name: str = "Ada", config: PersonalizationConfig | None = None
+) -> IdentityAdapter:
+    """Returns an adapter of random weights that changes what a restorer's MODEL gives."""
+    adapter = untrained_adapter(model, name, config)
+    generator = torch.Generator().manual_seed(seed)
+    for site in adapter.sites:
+        adapter.block(site).initialise(generator)
+        randomise(adapter.block(site).out, seed)
+        with torch.no_grad():
+            adapter.block(site).gamma.weight.uniform_(0.5, 1.5, generator=generator)
+    return adapter.requires_grad_(False)
+
+
+def untrained_adapter(
+    model: Any, name: str = "Ada", config: PersonalizationConfig | None = None
+) -> IdentityAdapter:
+    """Returns a fresh adapter for a restorer's MODEL."""
+    base = restoration(model).info
+    info = AdapterInfo(
+        name=name,
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        context_dim=UNET["context_dim"],
+        site_channels=find_identity_sites(model.model.diffusion_model),
+        config=config or PersonalizationConfig(),
+    )
+    return IdentityAdapter.initialise(info)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
@@ -26,12 +24,13 @@ from ..training.pool import (
     build_shards,
     load_pool,
 )
-from .bundled import build_unet
 from .loading import PREDICTION_TYPES
-from .network import HostNetwork
-from .patches import find_sft_sites
+from .network import HostNetwork, trainable_unet
+from .sites import find_sft_sites
 
-_NOT_FOR_UNET = ("dtype", "device", "disable_unet_model_creation")
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+
 _PREDICTION_NAMES = {kind: name for name, kind in PREDICTION_TYPES.items()}
 
 
@@ -100,6 +99,8 @@ def train_base_restorer(
     """
     kind = prediction_type(model)
     shard = min(1024, pairs)
+    from accelerate import PartialState
+
     processes = PartialState()
     build_shards(
         folder / "pool",
@@ -116,7 +117,7 @@ def train_base_restorer(
     encoding = clip.encode_from_tokens_scheduled(clip.tokenize(""))[0][0]
     # Under inference mode tensors could not take part in training.
     with torch.inference_mode(False), torch.enable_grad():
-        unet = _trainable_copy(model)
+        unet = trainable_unet(model)
         channels = {site: channels for site, (channels, _) in find_sft_sites(unet).items()}
         sizes = encoder or EncoderConfig(in_channels=pool.clean.shape[1])
         torch.manual_seed(loop.seed)
@@ -146,13 +147,3 @@ def _sample_sheet(model: Any, vae: Any, pool: LatentPool, schedule: DDPMSchedule
         return make_grid(torch.cat(rows).clamp(0, 1), nrow=len(clean), padding=0)
 
     return sheet
-
-
-def _trainable_copy(model: Any) -> nn.Module:
-    """A float32 copy of the MODEL's UNet that autograd can run through."""
-    config = {
-        k: v for k, v in model.model.model_config.unet_config.items() if k not in _NOT_FOR_UNET
-    }
-    unet = build_unet(config)
-    unet.load_state_dict(model.model.diffusion_model.state_dict())
-    return unet

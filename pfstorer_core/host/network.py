@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
+from ..adapter import IdentityAdapter
 from ..restorer import BaseRestorer
+from .bundled import build_unet
+from .identities import AppliedIdentity
 from .patches import restorer_options
+
+_NOT_FOR_UNET = ("dtype", "device", "disable_unet_model_creation")
+
+
+def trainable_unet(model: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of a MODEL's UNet that autograd can run through.
+
+    The MODEL's own weights were loaded under the inference mode in which ComfyUI runs its nodes.
+    """
+    config = {
+        k: v for k, v in model.model.model_config.unet_config.items() if k not in _NOT_FOR_UNET
+    }
+    unet = build_unet(config, dtype)
+    unet.load_state_dict(model.model.diffusion_model.state_dict())
+    return unet
 
 
 class HostNetwork(nn.Module):
@@ -40,4 +61,59 @@ class HostNetwork(nn.Module):
         """
         context = self.prompt.expand(len(noisy), -1, -1)  # (B, tokens, width)
         options = restorer_options(self.unet, self.restorer, lq_latent)
+        return self.unet(noisy, timesteps, context, transformer_options=options)
+
+
+class PersonalizedNetwork(nn.Module):
+    """A frozen UNet and restorer with an adapter in training.
+
+    Args:
+        unet: ComfyUI's `UNetModel`.
+        restorer: encoder and SFT blocks that fit it.
+        prompt: (tokens, context width) conditioning of every prediction.
+        adapter: the only part that is trained.
+        checkpoint: whether to recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        restorer: BaseRestorer,
+        prompt: Tensor,
+        adapter: IdentityAdapter,
+        *,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.unet = unet.requires_grad_(False)
+        self.restorer = restorer.requires_grad_(False)
+        self.prompt = nn.Parameter(prompt, requires_grad=False)
+        self.adapter = adapter
+        self.checkpoint = checkpoint
+
+    def forward(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        lq_latent: Tensor,
+        reference: Tensor | None = None,
+    ) -> Tensor:
+        """The UNet's prediction.
+
+        Args:
+            noisy: (B, C, h, w) noisy latent.
+            timesteps: (B,).
+            lq_latent: (B, C, h, w).
+            reference: (R, C, h, w) clean latents of the person; None for none.
+
+        Returns:
+            (B, C, h, w).
+        """
+        context = self.prompt.expand(len(noisy), -1, -1)  # (B, tokens, width)
+        identity = AppliedIdentity(
+            self.adapter,
+            references=() if reference is None else (reference,),
+            reference_context=context[:1],
+        )
+        options = restorer_options(self.unet, self.restorer, lq_latent, [identity], self.checkpoint)
         return self.unet(noisy, timesteps, context, transformer_options=options)

@@ -1,36 +1,45 @@
 """Runs a base restorer inside ComfyUI's own diffusion UNet, through the host's public hooks.
 
-A keyed `DIFFUSION_MODEL` wrapper runs the encoder once per forward of the UNet, and a
-`forward_timestep_embed_patch` handler computes the residual blocks with SFT in them.
+A keyed `DIFFUSION_MODEL` wrapper runs the encoder once per forward of the UNet, and
+`forward_timestep_embed_patch` handlers compute the residual blocks with SFT in them and add what
+the personalization blocks of the applied identities give.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.conds
 import torch
-from comfy.ldm.modules.attention import SpatialVideoTransformer, attention_pytorch
+from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import (
-    Downsample,
     ResBlock,
     TimestepBlock,
-    Upsample,
-    VideoResBlock,
     forward_timestep_embed,
 )
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import PFStorerError
 from ..restorer import BaseRestorer
 from ..sft import SFTBlock
+from .identities import (
+    IDENTITY_KEY,
+    Addition,
+    AppliedIdentity,
+    IdentityMasks,
+    ReferenceMemory,
+    add_identities,
+    additions,
+    torch_attention,
+)
+from .sites import BLOCK_LAYERS, PATCH, check_fit, find_sft_sites
 
 KEY = "pfstorer"
 LQ_COND = "pfstorer_lq_latent"  # the model condition, and so the keyword of the UNet's forward
 _STEP = "pfstorer_step"
 _FORWARD = "pfstorer_forward"
-_PATCH = "forward_timestep_embed_patch"
 
 
 @dataclass
@@ -49,8 +58,17 @@ class _Step:
 class _Forward:
     """State of one forward of the UNet: what the handlers need, and the sites they visited."""
 
-    blocks: dict[nn.Module, tuple[str, SFTBlock, Tensor]]
+    sites: dict[nn.Module, str]
+    sft: dict[nn.Module, tuple[SFTBlock, Tensor]]
+    additions: dict[nn.Module, list[Addition]]
+    checkpoint: bool
     visited: list[str] = field(default_factory=list)
+
+    def run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Calls a part of the UNet; with checkpointing, its activations are not kept."""
+        if self.checkpoint:
+            return checkpoint(function, *args, use_reentrant=False)
+        return function(*args)
 
 
 class RestorerWrapper:
@@ -60,11 +78,21 @@ class RestorerWrapper:
         restorer: encoder and SFT blocks.
         lq_latent: (B, C, H, W) scaled LQ latent, or None where the sampler brings it as the model
             condition `LQ_COND`. The UNet's batch is k blocks of B items.
+        identities: what personalizes the result.
+        checkpoint: whether to keep no activations for the backward pass (training).
     """
 
-    def __init__(self, restorer: BaseRestorer, lq_latent: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        restorer: BaseRestorer,
+        lq_latent: Tensor | None = None,
+        identities: Sequence[AppliedIdentity] = (),
+        checkpoint: bool = False,
+    ) -> None:
         self.restorer = restorer
         self.lq_latent = lq_latent
+        self.identities = tuple(identities)
+        self.checkpoint = checkpoint
 
     def __call__(
         self,
@@ -96,14 +124,22 @@ class RestorerWrapper:
                 "image; put 'Condition on LQ Image' before the sampler, or use 'Tiled Restore'."
             )
         check_latent_size(lq_latent, x)
+        unet = executor.class_obj
         features = self._features(lq_latent.to(x), timesteps, x.shape[0], options)
-        state = _Forward(_blocks(executor.class_obj, self.restorer, features))
+        added = additions(self.identities, unet, x, options, kwargs)
+        state = _Forward({}, {}, {}, self.checkpoint)
+        for site, (sft, feature) in _sft_blocks(unet, self.restorer, features).items():
+            state.sft[unet.get_submodule(site)] = (sft, feature)
+            state.sites[unet.get_submodule(site)] = site
+        for site, parts in added.items():
+            state.additions[unet.get_submodule(site)] = parts
+            state.sites[unet.get_submodule(site)] = site
         options[_FORWARD] = state
         options.pop("block", None)
         out = executor(x, timesteps, context, y, control, options, **kwargs)
         # The UNet notes the block it is in; without one, a step cache answered in its place.
         if "block" in options or state.visited:
-            _check_visits(self.restorer.sites, state.visited, options)
+            _check_visits(list(state.sites.values()), state.visited, options)
         return out
 
     def _features(
@@ -171,7 +207,7 @@ class LQCondition:
         return executor(model, conds, x_in, timestep, model_options, **kwargs)
 
 
-def apply_sft(
+def run_res_block(
     layer: Any, x: Tensor, emb: Tensor, context: Any, transformer_options: dict[str, Any], *_: Any
 ) -> Tensor:
     """Computes a residual block, with SFT between its last convolution and the skip sum.
@@ -180,6 +216,7 @@ def apply_sft(
         layer: a `ResBlock` of the UNet.
         x: (B, C_in, H, W) features.
         emb: (B, C_emb) timestep embedding.
+        context: (B, tokens, width) text embedding.
 
     Returns:
         (B, C_out, H, W).
@@ -187,92 +224,52 @@ def apply_sft(
     Source: StableSR (arXiv 2305.07015), section 3.1.
     """
     state: _Forward | None = transformer_options.get(_FORWARD)
-    if state is None or layer not in state.blocks:
+    if state is None or layer not in state.sites:
         return layer(x, emb)
-    site, sft, features = state.blocks[layer]
-    state.visited.append(site)
+    state.visited.append(state.sites[layer])
+    if layer in state.sft:
+        h = state.run(_res_block_with_sft, layer, x, emb, *state.sft[layer])
+    else:
+        h = state.run(layer, x, emb)
+    return state.run(add_identities, h, context, state.additions.get(layer, []))
+
+
+def run_transformer(
+    layer: Any, x: Tensor, emb: Tensor, context: Any, transformer_options: dict[str, Any], *_: Any
+) -> Tensor:
+    """Computes a spatial transformer of the UNet and adds the identities' parts, (B, C, H, W)."""
+    state: _Forward | None = transformer_options.get(_FORWARD)
+    if state is None:
+        h = layer(x, context, transformer_options)
+    else:
+        h = state.run(layer, x, context, transformer_options)
+    if "transformer_index" in transformer_options:
+        transformer_options["transformer_index"] += 1
+    if state is None or layer not in state.sites:
+        return h
+    state.visited.append(state.sites[layer])
+    return state.run(add_identities, h, context, state.additions[layer])
+
+
+HANDLERS = ((ResBlock, run_res_block), (SpatialTransformer, run_transformer))
+
+
+def _res_block_with_sft(
+    layer: Any, x: Tensor, emb: Tensor, sft: SFTBlock, features: Tensor
+) -> Tensor:
     h = layer.in_layers(x)  # (B, C_out, H, W)
     h = h + layer.emb_layers(emb).to(h.dtype)[:, :, None, None]
     h = sft(layer.out_layers(h), features)
     return layer.skip_connection(x) + h
 
 
-def find_sft_sites(unet: Any, checkpoint: str = "the MODEL") -> dict[str, tuple[int, int]]:
-    """Finds the residual blocks of a UNet that can carry SFT.
-
-    Args:
-        unet: ComfyUI's `UNetModel`.
-        checkpoint: how an error shall call the UNet's file.
-
-    Returns:
-        Site name, such as "input_blocks.1.0", to (channels, level), where level is the number of
-        downsamplings before the site.
-
-    Raises:
-        PFStorerError: the model is no UNet, or one whose blocks cannot be split at the skip sum.
-    """
-    if not all(hasattr(unet, name) for name in ("input_blocks", "middle_block", "output_blocks")):
-        raise PFStorerError(
-            f"The diffusion model of {checkpoint} is a {type(unet).__name__}, but a restorer needs "
-            "the UNet of Stable Diffusion 1.5 or 2.1; load that checkpoint."
-        )
-    sites: dict[str, tuple[int, int]] = {}
-    level = 0
-    stages: list[tuple[str, Any]] = [
-        (f"input_blocks.{i}", stage) for i, stage in enumerate(unet.input_blocks)
-    ]
-    stages.append(("middle_block", unet.middle_block or ()))
-    stages += [(f"output_blocks.{i}", stage) for i, stage in enumerate(unet.output_blocks)]
-    for name, stage in stages:
-        for i, layer in enumerate(stage):
-            site = f"{name}.{i}"
-            if isinstance(layer, ResBlock):
-                _check_res_block(checkpoint, site, layer)
-                sites[site] = (layer.out_channels, level)
-            elif isinstance(layer, Downsample):
-                level += 1
-            elif isinstance(layer, Upsample):
-                level -= 1
-            elif isinstance(layer, SpatialVideoTransformer):
-                raise PFStorerError(_unsupported(checkpoint, site, "is a video transformer"))
-    return sites
-
-
-def check_fit(unet: nn.Module, restorer: BaseRestorer, checkpoint: str = "the MODEL") -> None:
-    """Checks that a restorer's SFT blocks fit the UNet.
-
-    Args:
-        unet: ComfyUI's `UNetModel`.
-        restorer: encoder and SFT blocks.
-        checkpoint: how an error shall call the UNet's file.
-
-    Raises:
-        PFStorerError: the restorer is made for another UNet.
-    """
-    found = find_sft_sites(unet, checkpoint)
-    levels = len(restorer.encoder.config.channel_mult)
-    name = restorer.info.name
-    for site in restorer.sites:
-        channels = restorer.sft(site).mlp_gamma.out_channels
-        if site not in found:
-            raise PFStorerError(
-                f"Restorer '{name}' has an SFT block for {site}, which the UNet of {checkpoint} "
-                "does not have; choose the checkpoint that the restorer was trained on."
-            )
-        if found[site][0] != channels:
-            raise PFStorerError(
-                f"Restorer '{name}' has {channels} channels at {site}, but the UNet of "
-                f"{checkpoint} has {found[site][0]}; choose the checkpoint that the restorer was "
-                "trained on."
-            )
-        if found[site][1] >= levels:
-            raise PFStorerError(
-                f"The encoder of restorer '{name}' has {levels} levels, too few for {site} in the "
-                f"UNet of {checkpoint}; choose the checkpoint that the restorer was trained on."
-            )
-
-
-def restorer_options(unet: nn.Module, restorer: BaseRestorer, lq_latent: Tensor) -> dict[str, Any]:
+def restorer_options(
+    unet: nn.Module,
+    restorer: BaseRestorer,
+    lq_latent: Tensor,
+    identities: Sequence[AppliedIdentity] = (),
+    checkpoint: bool = False,
+) -> dict[str, Any]:
     """Builds transformer options with which a bare UNet runs the restorer.
 
     `unet(x, timesteps, context, transformer_options=...)` is then differentiable with respect to
@@ -283,16 +280,19 @@ def restorer_options(unet: nn.Module, restorer: BaseRestorer, lq_latent: Tensor)
         unet: ComfyUI's `UNetModel`.
         restorer: encoder and SFT blocks, on the UNet's device.
         lq_latent: (B, C, H, W) scaled LQ latent; the UNet's batch is k blocks of B items.
+        identities: what personalizes the prediction.
+        checkpoint: whether to recompute activations in the backward pass, for less memory.
 
     Raises:
         PFStorerError: the restorer does not fit the UNet, or this ComfyUI is too old.
     """
     check_host()
     check_fit(unet, restorer)
+    wrapper = RestorerWrapper(restorer, lq_latent, identities, checkpoint)
     return {
-        "wrappers": {WrappersMP.DIFFUSION_MODEL: {KEY: [RestorerWrapper(restorer, lq_latent)]}},
-        "patches": {_PATCH: [(ResBlock, apply_sft)]},
-        "optimized_attention_override": _torch_attention,
+        "wrappers": {WrappersMP.DIFFUSION_MODEL: {KEY: [wrapper]}},
+        "patches": {PATCH: list(HANDLERS)},
+        "optimized_attention_override": torch_attention,
     }
 
 
@@ -311,9 +311,44 @@ def patch_model(model_patcher: Any, restorer: BaseRestorer) -> Any:
     model = model_patcher.clone()
     model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, RestorerWrapper(restorer))
-    patches = model.model_options["transformer_options"].get("patches", {}).get(_PATCH, [])
-    if (ResBlock, apply_sft) not in patches:
-        model.set_model_patch((ResBlock, apply_sft), _PATCH)
+    patches = model.model_options["transformer_options"].get("patches", {}).get(PATCH, [])
+    for handler in HANDLERS:
+        if handler not in patches:
+            model.set_model_patch(handler, PATCH)
+    return model
+
+
+def restorer_wrapper(model_patcher: Any) -> RestorerWrapper:
+    """Returns the wrapper of a restorer's MODEL.
+
+    Raises:
+        PFStorerError: the MODEL has no restorer.
+    """
+    found = model_patcher.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY)
+    if not found:
+        raise PFStorerError(
+            "The MODEL has no restorer; connect the MODEL that 'Load Base Restorer' gives."
+        )
+    return found[0]
+
+
+def set_identities(model_patcher: Any, identities: Sequence[AppliedIdentity]) -> Any:
+    """Returns a clone of a restorer's MODEL with these identities in place of those it had.
+
+    Their adapters are loaded beside the MODEL under ComfyUI's memory manager.
+    """
+    restorer = restorer_wrapper(model_patcher).restorer
+    model = model_patcher.clone()
+    model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+    wrapper = RestorerWrapper(restorer, identities=identities)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, wrapper)
+    for kind, make in (
+        (WrappersMP.CALC_COND_BATCH, IdentityMasks),
+        (WrappersMP.OUTER_SAMPLE, ReferenceMemory),
+    ):
+        model.remove_wrappers_with_key(kind, IDENTITY_KEY)
+        model.add_wrapper_with_key(kind, IDENTITY_KEY, make(identities))
+    model.set_additional_models(IDENTITY_KEY, [identity.patcher for identity in identities])
     return model
 
 
@@ -356,42 +391,18 @@ class _Probe(TimestepBlock):
 
 def _patches_reach_every_layer() -> bool:
     # Versions before 0.20 offer only layers that they do not know.
-    options = {"patches": {_PATCH: [(_Probe, lambda *_: "patched")]}}
+    options = {"patches": {PATCH: [(_Probe, lambda *_: "patched")]}}
     return forward_timestep_embed([_Probe()], "layer", None, None, options) == "patched"
 
 
 _PATCHES_REACH_EVERY_LAYER = _patches_reach_every_layer()
 
 
-def _torch_attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """PyTorch's own attention: others that the host may choose ask for free memory at each call,
-    which `torch.compile` cannot trace, or have no gradient."""
-    return attention_pytorch(*args, **kwargs)
-
-
-def _blocks(
+def _sft_blocks(
     unet: nn.Module, restorer: BaseRestorer, features: Sequence[Tensor]
-) -> dict[nn.Module, tuple[str, SFTBlock, Tensor]]:
+) -> dict[str, tuple[SFTBlock, Tensor]]:
     levels = find_sft_sites(unet)
-    return {
-        unet.get_submodule(site): (site, restorer.sft(site), features[levels[site][1]])
-        for site in restorer.sites
-    }
-
-
-def _check_res_block(checkpoint: str, site: str, layer: Any) -> None:
-    if isinstance(layer, VideoResBlock):
-        raise PFStorerError(_unsupported(checkpoint, site, "is a video block"))
-    for trait in ("updown", "use_scale_shift_norm", "exchange_temb_dims", "skip_t_emb"):
-        if getattr(layer, trait, False):
-            raise PFStorerError(_unsupported(checkpoint, site, f"uses {trait}"))
-
-
-def _unsupported(checkpoint: str, site: str, reason: str) -> str:
-    return (
-        f"The block {site} in the UNet of {checkpoint} {reason}, which a restorer cannot steer; "
-        "load a Stable Diffusion 1.5 or 2.1 checkpoint."
-    )
+    return {site: (restorer.sft(site), features[levels[site][1]]) for site in restorer.sites}
 
 
 def _check_visits(sites: Sequence[str], visited: list[str], options: dict[str, Any]) -> None:
@@ -399,10 +410,10 @@ def _check_visits(sites: Sequence[str], visited: list[str], options: dict[str, A
     if not wrong:
         return
     others = []
-    for class_type, handler in options.get("patches", {}).get(_PATCH, []):
-        if handler is apply_sft:
+    for class_type, handler in options.get("patches", {}).get(PATCH, []):
+        if (class_type, handler) in HANDLERS:
             break
-        if issubclass(ResBlock, class_type):
+        if any(issubclass(layer, class_type) for layer in BLOCK_LAYERS):
             owner = handler if hasattr(handler, "__qualname__") else type(handler)
             others.append(f"{owner.__module__}.{owner.__qualname__}")
     cause = f"the handler {', '.join(others)}" if others else "another custom node"

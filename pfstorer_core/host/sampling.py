@@ -1,5 +1,6 @@
 """Restores images with a restorer's MODEL: the LQ latent in, ComfyUI's own samplers, colours."""
 
+import dataclasses
 from typing import Any
 
 import comfy.sample
@@ -7,12 +8,14 @@ import comfy.utils
 import latent_preview
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import color
 from ..degradation import resize_bicubic
 from ..errors import PFStorerError
 from . import patches
 from .loading import restoration
+from .sites import find_sft_sites
 
 TILE_LATENT = 128  # latent pixels: 1024 px with Stable Diffusion, 512 px with the mini restorer
 COLOR_FIXES = ("wavelet", "adain", "none")
@@ -110,6 +113,7 @@ def restore(
     cell = vae.spacial_compression_encode()
     padded_size = _padded_size(model, height, width, cell)
     upscaled = resize_bicubic(rgb, (height, width))  # (B, 3, height, width)
+    model = _with_padded_masks(model, (height, width), padded_size)
     lq = vae.encode(_pad(upscaled, *padded_size).movedim(1, -1))  # (B, C, h, w)
     samples = _sample(
         condition_on_lq(model, lq),
@@ -173,7 +177,7 @@ def _split_alpha(image: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def _padded_size(model: Any, height: int, width: int, cell: int) -> tuple[int, int]:
     """Returns the size at which each level of the UNet has whole latent pixels, two or more."""
-    sites = patches.find_sft_sites(model.model.diffusion_model)
+    sites = find_sft_sites(model.model.diffusion_model)
     step = cell * 2 ** max(level for _, level in sites.values())
     limit = TILE_LATENT * cell
     if max(height, width) > limit:
@@ -187,6 +191,19 @@ def _padded_size(model: Any, height: int, width: int, cell: int) -> tuple[int, i
             f"The output would be {width} x {height} pixels; choose a larger scale or size."
         )
     return max(2, -(-height // step)) * step, max(2, -(-width // step)) * step
+
+
+def _with_padded_masks(model: Any, size: tuple[int, int], padded: tuple[int, int]) -> Any:
+    identities = patches.restorer_wrapper(model).identities
+    if size == padded or all(identity.mask is None for identity in identities):
+        return model
+    fitted = []
+    for identity in identities:
+        if identity.mask is not None:
+            mask = F.interpolate(identity.mask[:, None], size, mode="area")  # (M, 1, H, W)
+            identity = dataclasses.replace(identity, mask=_pad(mask, *padded)[:, 0])
+        fitted.append(identity)
+    return patches.set_identities(model, fitted)
 
 
 def _pad(images: Tensor, height: int, width: int) -> Tensor:

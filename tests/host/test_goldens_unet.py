@@ -6,6 +6,7 @@ from golden_weights import TOLERANCE, Goldens, relative_l2
 from tiny_models import golden_model
 
 from pfstorer_core.host import patches
+from pfstorer_core.host.sites import find_sft_sites
 
 NAMES = [
     "dual_unet_tiny2",
@@ -50,7 +51,7 @@ def test_every_case_of_the_unet_with_sft(golden, goldens: Goldens) -> None:
 
 def test_every_site_of_the_reference_is_found_at_its_level(golden, goldens: Goldens) -> None:
     unet, restorer, tensors, name = golden
-    sites = patches.find_sft_sites(unet)
+    sites = find_sft_sites(unet)
     assert list(sites) == goldens.items[name]["spade_blocks"]
     width = tensors["a.x"].shape[-1]
     lq_latent = tensors["a.lq_latent"]

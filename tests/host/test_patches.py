@@ -18,6 +18,7 @@ from tiny_models import UNET, random_restorer, write_bundled
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host import bundled, patches
+from pfstorer_core.host.sites import find_sft_sites
 
 KEY = "test"
 
@@ -360,7 +361,7 @@ def test_core_easycache_may_skip_steps(model, order: str) -> None:
 def test_patching_twice_registers_the_handler_once(model) -> None:
     twice = patches.patch_model(model, restorer_of(model))
     handlers = twice.model_options["transformer_options"]["patches"]
-    assert len(handlers["forward_timestep_embed_patch"]) == 1
+    assert handlers["forward_timestep_embed_patch"] == list(patches.HANDLERS)
     assert len(twice.get_wrappers(WrappersMP.DIFFUSION_MODEL, patches.KEY)) == 1
 
 
@@ -377,7 +378,7 @@ def tiny_unet(**changes: Any) -> UNetModel:
 )
 def test_unets_whose_blocks_cannot_be_split_are_refused(changes: dict, reason: str) -> None:
     with pytest.raises(PFStorerError, match=reason):
-        patches.find_sft_sites(UNetModel(**{**UNET, **changes}))
+        find_sft_sites(UNetModel(**{**UNET, **changes}))
 
 
 @pytest.mark.parametrize("trait", ["exchange_temb_dims", "skip_t_emb"])
@@ -387,7 +388,7 @@ def test_blocks_of_other_kinds_are_refused(trait: str) -> None:
     with pytest.raises(
         PFStorerError, match=f"middle_block.0 in the UNet of the MODEL uses {trait}"
     ):
-        patches.find_sft_sites(unet)
+        find_sft_sites(unet)
 
 
 def test_video_unets_are_refused() -> None:
@@ -395,12 +396,12 @@ def test_video_unets_are_refused() -> None:
         **UNET, use_temporal_resblock=True, merge_strategy="fixed", video_kernel_size=[3, 1, 1]
     )
     with pytest.raises(PFStorerError, match="is a video block"):
-        patches.find_sft_sites(video)
+        find_sft_sites(video)
 
 
 def test_a_diffusion_transformer_is_refused() -> None:
     with pytest.raises(PFStorerError, match="is a Linear, but a restorer needs the UNet"):
-        patches.find_sft_sites(torch.nn.Linear(1, 1))
+        find_sft_sites(torch.nn.Linear(1, 1))
 
 
 def test_a_restorer_for_another_unet_is_refused_by_name() -> None:

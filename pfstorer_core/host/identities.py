@@ -1,0 +1,288 @@
+"""Applied identities: what personalization blocks add to the blocks of ComfyUI's UNet, and where.
+
+The masks travel as model conditions, so that ComfyUI itself repeats them over the batch, crops them
+to a condition's area and moves them between devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.conds
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..adapter import IdentityAdapter
+from ..errors import PFStorerError
+from ..personalization import PersonalizationBlock, reference_tokens
+from .sites import PATCH
+
+IDENTITY_KEY = "pfstorer_identities"
+_MASK_COND = "pfstorer_mask_"  # with the identity's number: a model condition
+_REFERENCES = "pfstorer_references"
+_COLLECTED = "pfstorer_collected"
+
+
+@dataclass(frozen=True)
+class AppliedIdentity:
+    """One person's adapter as it is applied to a MODEL.
+
+    Args:
+        adapter: the personalization blocks.
+        patcher: ComfyUI's patcher of the adapter; None in training.
+        strength: factor on the adapter's own gamma.
+        mask: (M, H, W) in [0, 1] of any resolution, where the person is; None is everywhere.
+        sigmas: highest and lowest sigma at which the adapter acts; None is at all.
+        references: (R, C, h, w) scaled latents of photos of the person.
+        reference_context: (1, tokens, width) text embedding under which their features are taken.
+    """
+
+    adapter: IdentityAdapter
+    patcher: Any = None
+    strength: float = 1.0
+    mask: Tensor | None = None
+    sigmas: tuple[float, float] | None = None
+    references: tuple[Tensor, ...] = ()
+    reference_context: Tensor | None = None
+
+    def acts_at(self, options: dict[str, Any]) -> bool:
+        """Whether the sampler's sigma lies in the range."""
+        sigma = options.get("sigmas")
+        if self.sigmas is None or sigma is None:
+            return True
+        high, low = self.sigmas
+        return low <= float(sigma.max()) <= high
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What one identity adds to one block of the UNet.
+
+    Args:
+        block: the personalization block.
+        strength: factor on its output.
+        weight: (B, 1, h, w) in [0, 1] at the latent's resolution; None is 1 everywhere.
+        reference: (1, N, C) tokens of the references' features.
+    """
+
+    block: PersonalizationBlock
+    strength: float
+    weight: Tensor | None
+    reference: Tensor | None
+
+
+def add_identities(h: Tensor, context: Tensor, parts: Sequence[Addition]) -> Tensor:
+    """Returns F + sum of weight * strength * gamma * block(F), all computed from the same F.
+
+    Args:
+        h: (B, C, H, W) output F of a UNet block.
+        context: (B, tokens, width) text embedding.
+        parts: one per identity; none returns `h` itself.
+    """
+    personalized = h
+    for part in parts:
+        delta = part.block(h, context, part.reference)  # (B, C, H, W)
+        if part.weight is not None:
+            delta = delta * F.adaptive_avg_pool2d(part.weight, (h.shape[2], h.shape[3]))
+        personalized = personalized + (part.strength * delta).to(h.dtype)
+    return personalized
+
+
+def additions(
+    identities: Sequence[AppliedIdentity],
+    unet: nn.Module,
+    x: Tensor,
+    options: dict[str, Any],
+    conditions: dict[str, Any],
+) -> dict[str, list[Addition]]:
+    """Collects what the identities add in one forward of the UNet, by site.
+
+    An identity out of its range of sigmas or with a mask of zeros costs nothing and does not count
+    where masks overlap. Where the masks of the others sum to more than 1, they share that place.
+
+    Args:
+        identities: those applied to the MODEL.
+        unet: ComfyUI's `UNetModel`.
+        x: (B, C, h, w) noisy latents.
+        options: the forward's transformer options.
+        conditions: keyword arguments of the forward; those of the masks are taken out.
+    """
+    masks = [conditions.pop(f"{_MASK_COND}{k}", None) for k in range(len(identities))]
+    active = [
+        (k, mask)
+        for k, mask in enumerate(masks)
+        if identities[k].acts_at(options) and (mask is None or bool(mask.any()))
+    ]
+    total: Any = sum(1.0 if mask is None else mask for _, mask in active)
+    collected: dict[str, list[Addition]] = {}
+    for k, mask in active:
+        identity = identities[k]
+        weight = mask
+        if len(active) > 1:
+            share = torch.as_tensor(total, dtype=x.dtype, device=x.device).clamp(min=1.0)
+            weight = (1.0 if mask is None else mask) / share
+            weight = weight.expand(x.shape[0], 1, *x.shape[2:])
+        references = _reference_tokens(k, identity, unet, x, options)
+        for site in identity.adapter.sites:
+            block = identity.adapter.block(site)
+            addition = Addition(block, identity.strength, weight, references.get(site))
+            collected.setdefault(site, []).append(addition)
+    return collected
+
+
+class IdentityMasks:
+    """`CALC_COND_BATCH` wrapper that gives every condition of a step the identities' masks."""
+
+    def __init__(self, identities: Sequence[AppliedIdentity]) -> None:
+        self.masks = {f"{_MASK_COND}{k}": identity.mask for k, identity in enumerate(identities)}
+
+    def __call__(
+        self,
+        executor: Any,
+        model: Any,
+        conds: list[list[dict[str, Any]] | None],
+        x_in: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        """Runs the conditions of one step, x_in: (B, C, h, w)."""
+        added = {}
+        for key, mask in self.masks.items():
+            if mask is not None:
+                mask = mask.to(x_in)[:, None]  # (M, 1, H, W)
+                mask = F.interpolate(mask, x_in.shape[2:], mode="area")  # (M, 1, h, w)
+                mask = comfy.utils.repeat_to_batch_size(mask, x_in.shape[0])
+                added[key] = comfy.conds.CONDNoiseShape(mask)
+        if added:
+            conds = [
+                cond and [{**c, "model_conds": {**c.get("model_conds", {}), **added}} for c in cond]
+                for cond in conds
+            ]
+        return executor(model, conds, x_in, *args, **kwargs)
+
+
+@dataclass
+class _Features:
+    """Tokens of references, by identity and device, then site.
+
+    No plain dict: the host copies those in its options at every step.
+    """
+
+    tokens: dict[tuple[int, torch.device], dict[str, Tensor]] = field(default_factory=dict)
+
+
+class ReferenceMemory:
+    """`OUTER_SAMPLE` wrapper under which the references' features are computed once.
+
+    They depend neither on the step nor on the noise, and are gone when the sampling ends: the
+    sampler's options are a copy that lives as long.
+    """
+
+    def __init__(self, identities: Sequence[AppliedIdentity]) -> None:
+        self.needed = any(identity.references for identity in identities)
+
+    def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Runs the sampling."""
+        if self.needed:
+            options = executor.class_obj.model_options.setdefault("transformer_options", {})
+            options[_REFERENCES] = _Features()
+        return executor(*args, **kwargs)
+
+
+def reference_features(
+    unet: Any, sites: Sequence[str], latent: Tensor, context: Tensor
+) -> dict[str, Tensor]:
+    """Features that the frozen Stable Diffusion, without SFT, extracts from references.
+
+    They are taken from the clean latent at timestep 0, so that they hold for a whole sampling.
+
+    Args:
+        unet: ComfyUI's `UNetModel`.
+        sites: the blocks to take them after.
+        latent: (R, C, h, w) scaled latents.
+        context: (1, tokens, width) text embedding.
+
+    Returns:
+        Site to (R, C_site, h', w').
+
+    Source: PFStorer (arXiv 2403.08436), section 3; the clean latent at timestep 0 is ours.
+    """
+    wanted = {unet.get_submodule(site): site for site in sites}
+    collected: dict[str, Tensor] = {}
+    options = {
+        "patches": {PATCH: [(ResBlock, _collect), (SpatialTransformer, _collect)]},
+        _COLLECTED: (wanted, collected),
+        "optimized_attention_override": torch_attention,
+    }
+    timesteps = torch.zeros(len(latent), device=latent.device)
+    context = context.to(latent).expand(len(latent), -1, -1)
+    with torch.no_grad():
+        unet(latent, timesteps, context, transformer_options=options)
+    return collected
+
+
+def check_settings(gamma: float, mask: Tensor | None, start: float, end: float) -> None:
+    """Checks how an identity shall be applied.
+
+    Raises:
+        PFStorerError: a value out of its range, or a mask of another shape.
+    """
+    if not 0 <= gamma <= 2:
+        raise PFStorerError(f"gamma is {gamma}; choose 0 (the base) to 2.")
+    if not 0 <= start <= end <= 1:
+        raise PFStorerError(
+            f"The identity shall act from {start} to {end} of the sampling; choose 0 <= start <= "
+            "end <= 1."
+        )
+    if mask is not None and (mask.ndim not in (2, 3) or not mask.numel()):
+        raise PFStorerError(
+            f"The mask has the shape {tuple(mask.shape)}; expected (batch, height, width)."
+        )
+    if mask is not None and not (mask.isfinite().all() and mask.min() >= 0 and mask.max() <= 1):
+        raise PFStorerError("The mask has values outside [0, 1]; scale it to that range.")
+
+
+def torch_attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """PyTorch's own attention: others that the host may choose ask for free memory at each call,
+    which `torch.compile` cannot trace, or have no gradient."""
+    return attention_pytorch(*args, **kwargs)
+
+
+def _reference_tokens(
+    number: int, identity: AppliedIdentity, unet: Any, x: Tensor, options: dict[str, Any]
+) -> dict[str, Tensor]:
+    if not identity.references or identity.reference_context is None:
+        return {}
+    memory = (options.get(_REFERENCES) or _Features()).tokens
+    key = (number, x.device)
+    if key not in memory:
+        sites = identity.adapter.sites
+        grid = identity.adapter.info.config.reference_grid
+        shown: dict[str, list[Tensor]] = {site: [] for site in sites}
+        for latent in identity.references:
+            context = identity.reference_context.to(x)
+            features = reference_features(unet, sites, latent.to(x), context)
+            for site in sites:
+                shown[site].append(reference_tokens(features[site], grid))
+        memory[key] = {site: torch.cat(tokens, 1) for site, tokens in shown.items()}
+    return memory[key]
+
+
+def _collect(
+    layer: Any, x: Tensor, emb: Tensor, context: Any, transformer_options: dict[str, Any], *_: Any
+) -> Tensor:
+    wanted, collected = transformer_options[_COLLECTED]
+    if isinstance(layer, SpatialTransformer):
+        h = layer(x, context, transformer_options)
+        transformer_options["transformer_index"] += 1
+    else:
+        h = layer(x, emb)
+    if layer in wanted:
+        collected[wanted[layer]] = h
+    return h

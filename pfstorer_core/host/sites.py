@@ -1,0 +1,166 @@
+"""The blocks of ComfyUI's UNet at which restorers and identity adapters work."""
+
+from typing import Any
+
+from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import (
+    Downsample,
+    ResBlock,
+    Upsample,
+    VideoResBlock,
+)
+from torch import nn
+
+from ..adapter import IdentityAdapter
+from ..errors import PFStorerError
+from ..restorer import BaseRestorer, RestorerInfo
+
+PATCH = "forward_timestep_embed_patch"
+BLOCK_LAYERS = (ResBlock, SpatialTransformer)
+
+
+def find_sft_sites(unet: Any, checkpoint: str = "the MODEL") -> dict[str, tuple[int, int]]:
+    """Finds the residual blocks of a UNet that can carry SFT.
+
+    Args:
+        unet: ComfyUI's `UNetModel`.
+        checkpoint: how an error shall call the UNet's file.
+
+    Returns:
+        Site name, such as "input_blocks.1.0", to (channels, level), where level is the number of
+        downsamplings before the site.
+
+    Raises:
+        PFStorerError: the model is no UNet, or one whose blocks cannot be split at the skip sum.
+    """
+    if not all(hasattr(unet, name) for name in ("input_blocks", "middle_block", "output_blocks")):
+        raise PFStorerError(
+            f"The diffusion model of {checkpoint} is a {type(unet).__name__}, but a restorer needs "
+            "the UNet of Stable Diffusion 1.5 or 2.1; load that checkpoint."
+        )
+    sites: dict[str, tuple[int, int]] = {}
+    level = 0
+    for name, stage in _stages(unet):
+        for i, layer in enumerate(stage):
+            site = f"{name}.{i}"
+            if isinstance(layer, ResBlock):
+                _check_res_block(checkpoint, site, layer)
+                sites[site] = (layer.out_channels, level)
+            elif isinstance(layer, Downsample):
+                level += 1
+            elif isinstance(layer, Upsample):
+                level -= 1
+            elif isinstance(layer, SpatialVideoTransformer):
+                raise PFStorerError(_unsupported(checkpoint, site, "is a video transformer"))
+    return sites
+
+
+def find_identity_sites(unet: Any) -> dict[str, int]:
+    """Finds the blocks of a UNet after which a personalization block can stand.
+
+    A block is a residual block with the transformer that follows it, if one does; the site is the
+    last layer of it. The middle block counts as one.
+
+    Args:
+        unet: ComfyUI's `UNetModel`, which `find_sft_sites` accepts.
+
+    Returns:
+        Site name, such as "input_blocks.1.1", to channels.
+
+    Source: PFStorer (arXiv 2403.08436), section 3: a block after each block of the base.
+    """
+    sites = {}
+    for name, stage in _stages(unet):
+        layers = [(i, x) for i, x in enumerate(stage) if isinstance(x, BLOCK_LAYERS)]
+        if any(isinstance(x, ResBlock) for _, x in layers):
+            index, last = layers[-1]
+            channels = last.out_channels if isinstance(last, ResBlock) else last.in_channels
+            sites[f"{name}.{index}"] = channels
+    return sites
+
+
+def check_identity_fit(model: Any, adapter: IdentityAdapter, base: RestorerInfo) -> None:
+    """Checks that an identity adapter was trained on a MODEL's restorer and fits its UNet.
+
+    Args:
+        model: a restorer's MODEL.
+        adapter: the adapter.
+        base: description of the restorer.
+
+    Raises:
+        PFStorerError: it was trained on another base; the sentence names both.
+    """
+    info = adapter.info
+    unet = model.model.diffusion_model
+    found = find_identity_sites(unet)
+    width = model.model.model_config.unet_config.get("context_dim")
+    if info.base_fingerprint != base.fingerprint:
+        raise PFStorerError(
+            f"Identity adapter '{info.name}' was trained on restorer '{info.base_name}' "
+            f"({info.base_fingerprint[:8]}), but the MODEL has restorer '{base.name}' "
+            f"({base.fingerprint[:8]}); load the restorer that it was trained on, or train the "
+            "identity again on this one."
+        )
+    if dict(info.site_channels) != found or info.context_dim != width:
+        raise PFStorerError(
+            f"Identity adapter '{info.name}' was trained on restorer '{info.base_name}' with "
+            "another Stable Diffusion checkpoint than the MODEL's; choose that checkpoint in "
+            "'Load Base Restorer'."
+        )
+
+
+def check_fit(unet: nn.Module, restorer: BaseRestorer, checkpoint: str = "the MODEL") -> None:
+    """Checks that a restorer's SFT blocks fit the UNet.
+
+    Args:
+        unet: ComfyUI's `UNetModel`.
+        restorer: encoder and SFT blocks.
+        checkpoint: how an error shall call the UNet's file.
+
+    Raises:
+        PFStorerError: the restorer is made for another UNet.
+    """
+    found = find_sft_sites(unet, checkpoint)
+    levels = len(restorer.encoder.config.channel_mult)
+    name = restorer.info.name
+    for site in restorer.sites:
+        channels = restorer.sft(site).mlp_gamma.out_channels
+        if site not in found:
+            raise PFStorerError(
+                f"Restorer '{name}' has an SFT block for {site}, which the UNet of {checkpoint} "
+                "does not have; choose the checkpoint that the restorer was trained on."
+            )
+        if found[site][0] != channels:
+            raise PFStorerError(
+                f"Restorer '{name}' has {channels} channels at {site}, but the UNet of "
+                f"{checkpoint} has {found[site][0]}; choose the checkpoint that the restorer was "
+                "trained on."
+            )
+        if found[site][1] >= levels:
+            raise PFStorerError(
+                f"The encoder of restorer '{name}' has {levels} levels, too few for {site} in the "
+                f"UNet of {checkpoint}; choose the checkpoint that the restorer was trained on."
+            )
+
+
+def _stages(unet: Any) -> list[tuple[str, Any]]:
+    stages: list[tuple[str, Any]] = [
+        (f"input_blocks.{i}", stage) for i, stage in enumerate(unet.input_blocks)
+    ]
+    stages.append(("middle_block", unet.middle_block or ()))
+    return stages + [(f"output_blocks.{i}", stage) for i, stage in enumerate(unet.output_blocks)]
+
+
+def _check_res_block(checkpoint: str, site: str, layer: Any) -> None:
+    if isinstance(layer, VideoResBlock):
+        raise PFStorerError(_unsupported(checkpoint, site, "is a video block"))
+    for trait in ("updown", "use_scale_shift_norm", "exchange_temb_dims", "skip_t_emb"):
+        if getattr(layer, trait, False):
+            raise PFStorerError(_unsupported(checkpoint, site, f"uses {trait}"))
+
+
+def _unsupported(checkpoint: str, site: str, reason: str) -> str:
+    return (
+        f"The block {site} in the UNet of {checkpoint} {reason}, which a restorer cannot steer; "
+        "load a Stable Diffusion 1.5 or 2.1 checkpoint."
+    )
