@@ -1,0 +1,77 @@
+"""Counting faces with ComfyUI's own MediaPipe nodes, where they and their model are there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import folder_paths
+import safetensors
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+MODEL_FOLDER = "detection"
+DETECTORS = ("detector_short.", "detector_full.")  # what the keys of MediaPipe's model start with
+CONFIDENCE = 0.5  # the node's own default
+
+
+def face_finder() -> Callable[[Tensor], int] | None:
+    """Returns a function that counts the faces of a photo (3, H, W) in [0, 1].
+
+    Returns:
+        None where this ComfyUI has no such nodes or their model does not lie in its folder
+        `models/detection`. Nothing is downloaded.
+    """
+    try:
+        from comfy_extras.nodes_mediapipe import (
+            LoadMediaPipeFaceLandmarker,
+            MediaPipeFaceLandmarker,
+        )
+    except ImportError:  # an older ComfyUI
+        return None
+    name = _model_name()
+    if name is None:
+        return None
+
+    def find_faces(photo: Tensor) -> int:
+        # ComfyUI moves weights about in place, which inference mode alone allows at any time.
+        with torch.inference_mode():
+            boxes = MediaPipeFaceLandmarker.execute(
+                face_detection_model=detector,
+                image=photo.detach().float().movedim(0, -1)[None],  # (1, H, W, 3)
+                detector_variant="both",
+                num_faces=0,  # no limit
+                min_confidence=CONFIDENCE,
+                missing_frame_fallback="empty",
+            ).args[1]
+        return len(boxes[0])
+
+    try:
+        with torch.inference_mode():
+            detector = LoadMediaPipeFaceLandmarker.execute(model_name=name).args[0]
+        find_faces(torch.zeros(3, 64, 64))
+    # A check that is only a help must not stop a training, however the nodes may change.
+    except Exception as error:
+        logger.warning("Faces are not looked for: '%s' cannot be used (%r)", name, error)
+        return None
+    return find_faces
+
+
+def _model_name() -> str | None:
+    """Returns the first file of the folder that holds MediaPipe's face detectors."""
+    for name in folder_paths.get_filename_list(MODEL_FOLDER):
+        path = folder_paths.get_full_path(MODEL_FOLDER, name)
+        if path is None or Path(path).suffix != ".safetensors":
+            continue
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                keys = list(file.keys())
+        except (safetensors.SafetensorError, OSError) as error:
+            logger.debug("'%s' was passed over: %s", name, error)
+            continue
+        if all(any(key.startswith(prefix) for key in keys) for prefix in DETECTORS):
+            return str(name)
+    return None
