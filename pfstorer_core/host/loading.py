@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 RESTORER_FOLDER = "pfstorer_restorers"
 IDENTITY_FOLDER = "pfstorer_identities"
 EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth"}
+_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{x}{n}" for x in ("COM", "LPT") for n in range(1, 10))}
+_LONGEST_NAME = 200  # bytes, of 255 that file systems allow with ending and temporary name
 MINI_RESTORER = "mini (bundled)"
 MINI_RESTORER_PATH = Path(__file__).parent.parent / "assets" / "mini_restorer.safetensors"
 PREDICTION_TYPES = {"epsilon": ModelType.EPS, "v_prediction": ModelType.V_PREDICTION}
@@ -47,7 +49,8 @@ def register_folders() -> None:
         folder = Path(folder_paths.models_dir, name)
         folder_paths.add_model_folder_path(name, str(folder), is_default=True)
         paths, _ = folder_paths.folder_names_and_paths[name]
-        folder_paths.folder_names_and_paths[name] = (paths, EXTENSIONS)
+        extensions = EXTENSIONS if name == RESTORER_FOLDER else {".safetensors"}
+        folder_paths.folder_names_and_paths[name] = (paths, extensions)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -86,6 +89,67 @@ def checkpoint_path(name: str) -> Path:
         PFStorerError: there is no such file.
     """
     return _find(name, "checkpoints", "checkpoint")
+
+
+def identity_names() -> list[str]:
+    """Returns the identity adapters to choose from."""
+    return folder_paths.get_filename_list(IDENTITY_FOLDER)
+
+
+def find_identity(name: str) -> Path:
+    """Returns the file of an identity adapter.
+
+    Raises:
+        PFStorerError: there is no such file.
+    """
+    return _find(name, IDENTITY_FOLDER, "identity adapter")
+
+
+def identity_path(name: str, free: bool = False) -> Path:
+    """Returns where an identity adapter of a user's name is to be written.
+
+    Args:
+        name: file name, with or without ending; folders may stand before it.
+        free: whether to add a number where a file of that name exists.
+
+    Raises:
+        PFStorerError: a name that no file can have everywhere, or that leaves the folder.
+    """
+    parts = name.replace("\\", "/").removesuffix(".safetensors").split("/")
+    for part in parts:
+        stem = part.split(".")[0].upper()
+        if (
+            not part.strip(" .")
+            or part != part.strip()
+            or part.endswith(".")
+            or any(c in '<>:"|?*' or not c.isprintable() for c in part)
+            or stem in _RESERVED
+            or len(part.encode()) > _LONGEST_NAME
+        ):
+            raise PFStorerError(
+                f"'{name}' cannot be the name of an identity; use letters, digits, spaces, '-' and "
+                "'_', with '/' between folders."
+            )
+    root = Path(folder_paths.get_folder_paths(IDENTITY_FOLDER)[0])
+    path = root.joinpath(*parts[:-1], f"{parts[-1]}.safetensors")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise PFStorerError(f"'{name}' leads out of the folder of identities; choose another name.")
+    number = 2
+    while free and path.exists():
+        path = path.with_name(f"{parts[-1]}_{number}.safetensors")
+        number += 1
+    return path
+
+
+def identity_name(path: Path) -> str:
+    """Returns how an identity adapter's file is called in ComfyUI's lists."""
+    root = Path(folder_paths.get_folder_paths(IDENTITY_FOLDER)[0])
+    return path.relative_to(root).as_posix()
+
+
+def training_folder() -> Path:
+    """Returns where the states of unfinished trainings are kept."""
+    return Path(folder_paths.get_user_directory(), "pfstorer", "training")
 
 
 def file_state(path: Path) -> tuple[str, int, int]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from ..errors import PFStorerError
 from .loop import Objective
 from .losses import diffusion_loss, diffusion_target
 from .pool import LatentPool
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
 
 
 class RestorerNetwork(Protocol):
@@ -52,6 +54,8 @@ def restore_latents(
     network: RestorerNetwork, schedule: DDPMScheduler, lq_latent: Tensor, *, steps: int, seed: int
 ) -> Tensor:
     """Restores LQ latents (B, C, h, w) from pure noise by deterministic DDIM, for sample sheets."""
+    from diffusers import DDIMScheduler
+
     sampler = DDIMScheduler.from_config(schedule.config, timestep_spacing="trailing")
     sampler.set_timesteps(steps)
     latent = torch.randn(lq_latent.shape, generator=torch.Generator().manual_seed(seed))
@@ -76,7 +80,8 @@ def restoration_objective(
         noise = torch.randn(latent.shape, generator=generator)
         # stratified over the batch: every step sees all noise levels, which steadies the gradient
         place = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        timesteps = (place * schedule.config["num_train_timesteps"]).long()
+        last = schedule.config["num_train_timesteps"] - 1
+        timesteps = (place * (last + 1)).long().clamp(max=last)  # rounding may give place 1
         blind = torch.rand(count, 1, 1, 1, generator=generator) < config.noise_lq_probability
         lq_noise = torch.randn(latent.shape, generator=generator)
         spread = torch.rand(count, 1, 1, 1, generator=generator) * config.lq_noise

@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,11 +18,15 @@ from ..errors import PFStorerError
 from .optimizers import Optimizers
 from .state import TrainedWeights, load_state, save_state
 
+if TYPE_CHECKING:
+    from diffusers.training_utils import EMAModel
+
 log = logging.getLogger(__name__)
 
 # (model, step generator) -> (loss to minimise, named scalars for the log)
 Objective = Callable[[nn.Module, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 Sampler = Callable[[nn.Module], Tensor]  # model with EMA weights -> (3, H, W) sheet in [0, 1]
+StepReport = Callable[[int, dict[str, float]], None]  # steps done, the step's scalars
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,16 @@ def fit(
     *,
     sample: Sampler | None = None,
     max_seconds: float | None = None,
+    on_step: StepReport | None = None,
+    kept: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+    log_to_files: bool = True,
 ) -> bool:
     """Trains what requires gradients in `model` and leaves it with the averaged (EMA) weights.
 
     State is kept in `folder/state` and taken up when it is there; the log goes to `folder/log`
-    (TensorBoard), sheets to `folder/samples`.
+    (TensorBoard), sheets to `folder/samples`. What `on_step` raises, an interruption for instance,
+    ends the run with its state saved and the averaged weights in the model.
 
     Args:
         model: called as `objective` does; wrapped by accelerate for several devices.
@@ -96,6 +102,10 @@ def fit(
         sample: draws a sheet with the averaged weights.
         max_seconds: stop (with state saved) once the run has taken this long; None trains to the
             end.
+        on_step: is told of every step.
+        kept: further objects with `state_dict` and `load_state_dict` to keep in the state.
+        device: where to train; None leaves it to accelerate.
+        log_to_files: whether to write log and sheets.
 
     Returns:
         Whether all steps are done.
@@ -103,12 +113,51 @@ def fit(
     Raises:
         PFStorerError: the folder holds a run of another seed, or the loss became NaN.
     """
+    from accelerate.state import AcceleratorState, GradientState
+
+    shared = bool(AcceleratorState._shared_state)
+    try:
+        return _fit(
+            model,
+            objective,
+            config,
+            folder,
+            sample,
+            max_seconds,
+            on_step or (lambda step, scalars: None),
+            dict(kept or {}),
+            device,
+            log_to_files,
+        )
+    finally:
+        # accelerate keeps its settings per process; a host trains again with others
+        if not shared and AcceleratorState().num_processes == 1:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+
+
+def _fit(
+    model: nn.Module,
+    objective: Objective,
+    config: LoopConfig,
+    folder: Path,
+    sample: Sampler | None,
+    max_seconds: float | None,
+    on_step: StepReport,
+    kept: dict[str, Any],
+    device: torch.device | None,
+    log_to_files: bool,
+) -> bool:
+    from accelerate import Accelerator
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import EMAModel
     from torchvision.utils import save_image
 
     start_time = time.monotonic()
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
-        log_with="tensorboard",
+        cpu=device is not None and device.type == "cpu",
+        log_with="tensorboard" if log_to_files else None,
         project_dir=folder,
         dynamo_backend="inductor" if config.compile else "no",
     )
@@ -129,7 +178,9 @@ def fit(
     ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.8, foreach=True)
     ema.to(accelerator.device)
 
-    parts: dict[str, Any] = {"model": TrainedWeights(model), "ema": ema}
+    parts: dict[str, Any] = {"model": TrainedWeights(model), "ema": ema, **kept}
+    if accelerator.scaler is not None:
+        parts["scaler"] = accelerator.scaler
     for k, (optimizer, schedule) in enumerate(zip(optimizers.all, schedules, strict=True)):
         parts |= {f"optimizer_{k}": optimizer, f"schedule_{k}": schedule}
     step = load_state(folder / "state", parts, config.seed) if (folder / "state").exists() else 0
@@ -141,6 +192,9 @@ def fit(
     )
     running: dict[str, float] = {}
     since = 0
+    if sample and accelerator.is_main_process and step >= config.steps:
+        # an interruption after the last step left no sheet
+        _with_average(ema, parameters, lambda: sample(model))
     while step < config.steps:
         loss, scalars = objective(
             wrapped, step_generator(config.seed, step, accelerator.process_index)
@@ -154,38 +208,57 @@ def fit(
         optimizers.drop_gradients(model)
         ema.step(parameters)
         step, since = step + 1, since + 1
-        for name, value in {**scalars, "loss": loss, "grad_norm": torch.as_tensor(norm)}.items():
-            running[name] = running.get(name, 0.0) + float(value.detach())
+        found = {**scalars, "loss": loss, "grad_norm": torch.as_tensor(norm)}
+        values = {name: float(value.detach()) for name, value in found.items()}
+        if math.isnan(values["loss"]):
+            raise PFStorerError(
+                f"The loss became NaN at step {step}: lower the learning rate or use "
+                f"mixed_precision='no'; the state before it is in {folder / 'state'}."
+            )
+        for name, value in values.items():
+            running[name] = running.get(name, 0.0) + value
         progress.update()
         if step % config.log_every == 0 or step == config.steps:
             means = {name: total / since for name, total in running.items()}
-            if math.isnan(means["loss"]):
-                raise PFStorerError(
-                    f"The loss became NaN before step {step}: lower the learning rate or use "
-                    f"mixed_precision='no'; the state before it is in {folder / 'state'}."
-                )
             accelerator.log({**means, "learning_rate": schedules[0].get_last_lr()[0]}, step=step)
             progress.set_postfix({k: f"{v:.4f}" for k, v in means.items()})
             running, since = {}, 0
         out_of_time = max_seconds is not None and time.monotonic() - start_time > max_seconds
-        due = config.save_every and step % config.save_every == 0
+        try:
+            on_step(step, values)
+            if sample and accelerator.is_main_process and _due(config.sample_every, step, config):
+                sheet = _with_average(ema, parameters, lambda: sample(model))
+                if log_to_files:
+                    (folder / "samples").mkdir(exist_ok=True)
+                    save_image(sheet, folder / "samples" / f"{step:06d}.png")
+        except BaseException:
+            if accelerator.is_main_process:
+                save_state(folder / "state", parts, step, {"config": asdict(config)})
+            ema.copy_to(parameters)
+            raise
+        due = _due(config.save_every, step, config)
         if accelerator.is_main_process and (due or out_of_time or step == config.steps):
             save_state(folder / "state", parts, step, {"config": asdict(config)})
-        if (
-            sample
-            and config.sample_every
-            and (step % config.sample_every == 0 or step == config.steps)
-        ):
-            if accelerator.is_main_process:
-                ema.store(parameters)
-                ema.copy_to(parameters)
-                (folder / "samples").mkdir(exist_ok=True)
-                with torch.no_grad():
-                    save_image(sample(model), folder / "samples" / f"{step:06d}.png")
-                ema.restore(parameters)
         if out_of_time:
             break
     progress.close()
     ema.copy_to(parameters)
     accelerator.end_training()
     return step >= config.steps
+
+
+def _with_average(
+    ema: EMAModel, parameters: list[nn.Parameter], draw: Callable[[], Tensor]
+) -> Tensor:
+    """Calls `draw` while the model has its averaged weights."""
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    try:
+        with torch.no_grad():
+            return draw()
+    finally:
+        ema.restore(parameters)
+
+
+def _due(interval: int, step: int, config: LoopConfig) -> bool:
+    return interval > 0 and (step % interval == 0 or step == config.steps)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from ..errors import PFStorerError
 
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+
 
 def noise_schedule(prediction_type: str) -> DDPMScheduler:
     """Stable Diffusion's: 1000 timesteps, betas from 0.00085 to 0.012, linear in the root."""
+    from diffusers import DDPMScheduler
+
     return DDPMScheduler(
         num_train_timesteps=1000,
         beta_schedule="scaled_linear",
@@ -54,6 +59,8 @@ def diffusion_loss(
     error = (prediction.float() - target.float()).pow(2).mean((1, 2, 3))
     if snr_gamma is None:
         return error
+    from diffusers.training_utils import compute_snr
+
     snr = compute_snr(schedule, timesteps)
     weight = torch.clamp(snr, max=snr_gamma)
     weight = weight / (snr + 1 if schedule.config["prediction_type"] == "v_prediction" else snr)

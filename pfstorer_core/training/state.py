@@ -63,11 +63,11 @@ def load_state(path: Path, parts: dict[str, Any], seed: int) -> int:
         kept_seed = state["settings"]["config"]["seed"]
     except Exception as error:  # torch.load raises many types for a damaged file
         raise PFStorerError(
-            f"The training state {path.name} cannot be read ({error}): delete it to start anew."
+            f"The training state {path} cannot be read ({error}): delete it to start anew."
         ) from error
     if kept_seed != seed:
         raise PFStorerError(
-            f"The training state {path.name} is of a run with seed {kept_seed}, not {seed}: use "
+            f"The training state {path} is of a run with seed {kept_seed}, not {seed}: use "
             "that seed or another folder."
         )
     for name, part in parts.items():
@@ -75,7 +75,7 @@ def load_state(path: Path, parts: dict[str, Any], seed: int) -> int:
             part.load_state_dict(state["parts"][name])
         except (KeyError, RuntimeError, ValueError) as error:
             raise PFStorerError(
-                f"The training state {path.name} does not fit this model ({name}): use the "
+                f"The training state {path} does not fit this model ({name}): use the "
                 "settings it was begun with."
             ) from error
     return int(state["step"])

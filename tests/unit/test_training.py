@@ -136,6 +136,127 @@ def test_samples_show_the_averaged_weights(tmp_path):
     assert any((tmp_path / "log").iterdir())
 
 
+class Stopped(BaseException):
+    """What ends a run from outside, as ComfyUI's interruption does: no `Exception`."""
+
+
+class Losses:
+    """Something of a training's own that its state keeps."""
+
+    def __init__(self):
+        self.values = []
+
+    def state_dict(self):
+        return {"values": torch.tensor(self.values, dtype=torch.float64)}
+
+    def load_state_dict(self, state):
+        self.values = state["values"].tolist()
+
+
+@pytest.mark.parametrize("place", ["on_step", "sample"])
+@pytest.mark.parametrize("at", [1, 7, 12])
+def test_a_stop_keeps_state_and_averaged_weights(tmp_path, place, at):
+    """Between two saved states, at the first step, and at the last."""
+    config = replace(CONFIG, sample_every=1)
+    _, objective = setting()
+
+    def run(folder, stop_at=None, seed=0):
+        losses, sheets = Losses(), []
+        model, _ = setting(seed)  # what it starts from must not matter
+
+        def on_step(step, scalars):
+            losses.values.append(scalars["loss"])
+            if place == "on_step" and step == stop_at:
+                raise Stopped
+
+        def sample(current):
+            if place == "sample" and len(losses.values) == stop_at:
+                raise Stopped
+            sheets.append(weights(current))
+            return torch.zeros(3, 8, 8)
+
+        settings = {"sample": sample, "on_step": on_step, "kept": {"losses": losses}}
+        try:
+            assert fit(model, objective, config, folder, log_to_files=False, **settings)
+            stopped = False
+        except Stopped:
+            stopped = True
+        return model, losses.values, sheets, stopped
+
+    whole, all_losses, sheets, _ = run(tmp_path / "whole")
+    assert len(all_losses) == 12
+    first, some_losses, _, stopped = run(tmp_path / "parts", at)
+    assert stopped and some_losses == all_losses[:at]
+    assert torch.equal(weights(first), sheets[at - 1]), "it ends with the averaged weights"
+    assert torch.load(tmp_path / "parts" / "state", weights_only=True)["step"] == at
+    second, rest, shown, stopped = run(tmp_path / "parts", seed=5)
+    assert not stopped
+    assert torch.equal(weights(whole), weights(second))
+    assert rest == all_losses, "what was kept goes on too"
+    assert torch.equal(shown[-1], weights(second)), "the last sheet is drawn, however it ended"
+
+
+def test_no_files_but_the_state(tmp_path):
+    model, objective = setting()
+    config = replace(CONFIG, sample_every=6)
+    sheet = torch.zeros(3, 8, 8)
+    fit(model, objective, config, tmp_path, sample=lambda _: sheet, log_to_files=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_each_step_is_told_with_its_scalars(tmp_path):
+    model, objective = setting()
+    told = []
+    fit(model, objective, CONFIG, tmp_path, on_step=lambda *report: told.append(report))
+    assert [step for step, _ in told] == list(range(1, 13))
+    assert all(set(scalars) == {"loss", "restore", "grad_norm"} for _, scalars in told)
+    assert len({scalars["loss"] for _, scalars in told}) == 12
+
+
+def test_trainings_of_other_precisions_follow_each_other(tmp_path):
+    """accelerate's settings are the process's: a training must not leave its own behind."""
+
+    def run(precision, folder, fail=False):
+        model, objective = setting()
+        kinds = []
+        model.time.register_forward_hook(lambda module, args, out: kinds.append(out.dtype))
+
+        def watched(network, generator):
+            found = objective(network, generator)
+            if fail:
+                raise Stopped
+            return found
+
+        config = replace(CONFIG, steps=2, mixed_precision=precision)
+        try:
+            fit(model, watched, config, tmp_path / folder, device=torch.device("cpu"))
+        except Stopped:
+            pass
+        return set(kinds)
+
+    assert run("no", "a") == {torch.float32}
+    assert run("bf16", "b") == {torch.bfloat16}
+    assert run("no", "c", fail=True) == {torch.float32}
+    assert run("bf16", "d", fail=True) == {torch.bfloat16}
+    assert run("no", "e") == {torch.float32}
+
+
+def test_timesteps_stay_in_the_schedule():
+    """Rounding in float32 can put a batch's last place on 1; the step is one where it does."""
+    single = LatentPool(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+    config = BaseTrainingConfig(batch=1024, noise_lq_probability=0.0)
+    seen = []
+
+    def model(noisy, timesteps, lq_latent):
+        seen.append(timesteps)
+        return noisy
+
+    model.parameters = lambda: iter([torch.zeros(1)])
+    objective = restoration_objective(single, noise_schedule("epsilon"), config)
+    objective(model, step_generator(0, 1353, 0))
+    assert seen[0].max() == 999
+
+
 def test_pure_noise_share(tmp_path):
     """With probability one no LQ information is left: the LQ latent does not matter."""
     torch.manual_seed(0)

@@ -1,0 +1,356 @@
+"""Training of an identity adapter inside ComfyUI, on a copy of a restorer's MODEL."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management as mm
+import torch
+from torch import Tensor, nn
+
+from ..adapter import AdapterInfo, IdentityAdapter
+from ..degradation import PRESETS as DEGRADATIONS
+from ..degradation import degrade
+from ..errors import PFStorerError
+from ..personalization import PersonalizationConfig
+from ..photo_checks import check_photos
+from ..restorer import BaseRestorer
+from ..training.base import restore_latents
+from ..training.identity import (
+    PRESETS,
+    VIEWS,
+    IdentityTrainingConfig,
+    build_photo_pool,
+    identity_objective,
+)
+from ..training.loop import Sampler, fit
+from ..training.losses import noise_schedule
+from ..training.report import report_sheet
+from ..views import random_view
+from .base_training import prediction_type, scaled_encoder
+from .faces import face_finder
+from .loading import restoration
+from .network import PersonalizedNetwork, trainable_unet
+from .patches import restorer_wrapper
+from .sites import find_identity_sites
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+
+logger = logging.getLogger(__name__)
+
+STABLE_DIFFUSION_SIZE = 512  # pixels: views, where the base does not say what it was trained at
+PREVIEW_STEPS = 10
+PREVIEW_DEGRADATION = "extreme"
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training stands.
+
+    Args:
+        stage: "views" while the photos are prepared, then "training".
+        done: views or steps done.
+        total: of so many.
+        loss: of the last step; None before.
+        seconds_left: estimate; None where there is none yet.
+        sheet: (3, H, W) in [0, 1], where there is a new one: loss curve; LQ, now, clean.
+    """
+
+    stage: str
+    done: int
+    total: int
+    loss: float | None = None
+    seconds_left: float | None = None
+    sheet: Tensor | None = None
+
+
+class LossHistory:
+    """Losses of all steps, kept in the training's state."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the losses."""
+        return {"loss": torch.tensor(self.values, dtype=torch.float64)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes the losses up."""
+        self.values = state["loss"].tolist()
+
+
+def train_identity(
+    model: Any,
+    vae: Any,
+    photos: Sequence[Tensor],
+    config: IdentityTrainingConfig = PRESETS["standard"],
+    *,
+    name: str = "person",
+    folder: Path | None = None,
+    unfinished: Path | None = None,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
+) -> IdentityAdapter:
+    """Trains an adapter on photos of one person; the MODEL is never changed.
+
+    A run that was interrupted goes on where it stopped when it is started again with the same base,
+    photos and settings, and ends as it would have without the interruption.
+
+    Args:
+        model: MODEL of `load_base_restorer`.
+        vae: its VAE.
+        photos: IMAGE batches (B, H, W, 3 or 4) in [0, 1], of any sizes; 3 to 10 photos are best.
+        config: settings.
+        name: what to call the person.
+        folder: keeps the states of unfinished runs; None keeps none.
+        unfinished: where an interrupted run leaves its adapter as far as it came, a .safetensors
+            file; it is removed once the run is complete.
+        on_progress: is told of every view and step; what it raises ends the run.
+        on_warning: is told what is wrong with the photos; the log is always.
+
+    Returns:
+        The adapter with averaged weights, in float32 on the CPU.
+
+    Raises:
+        PFStorerError: photos that cannot be trained on, a MODEL without restorer, or what `fit`
+            raises.
+
+    Source: PFStorer (arXiv 2403.08436), section 3.
+    """
+    report = on_progress or (lambda progress: None)
+    base = restoration(model)
+    if base.empty_prompt is None:
+        raise PFStorerError(
+            "The checkpoint has no text encoder; choose one with a text encoder for training."
+        )
+    kind = prediction_type(model)
+    size = config.size or _trained_size(model)
+    device = model.load_device
+    precision = _precision(config.mixed_precision, device)
+    blocks, loop = config.blocks(), config.loop(precision)
+    # Tensors of inference mode, under which ComfyUI runs its nodes, cannot take part in training.
+    with torch.inference_mode(False), torch.enable_grad():
+        pictures = _pictures(photos)
+        for warning in check_photos(pictures, size, find_faces=face_finder()):
+            logger.warning(warning)
+            if on_warning is not None:
+                on_warning(warning)
+        encode = scaled_encoder(model, vae)
+        pool = build_photo_pool(
+            pictures,
+            size,
+            lambda views: encode(views).clone(),
+            config,
+            on_batch=lambda done, total: report(TrainingProgress("views", done, total)),
+        )
+        schedule = noise_schedule(kind)
+        sheet = _preview(model, vae, encode, pictures[0], size, schedule, config.seed)
+        network = _network(model, base, config, blocks, name, len(pictures), device, precision)
+        losses = LossHistory()
+        with _run_folder(folder, network, pictures, config) as run:
+            steps = _StepReports(report, losses, config.steps)
+            try:
+                fit(
+                    network,
+                    identity_objective(pool, schedule, config),
+                    loop,
+                    run,
+                    sample=steps.sampler(sheet),
+                    on_step=steps,
+                    kept={"losses": losses},
+                    device=device,
+                    log_to_files=False,
+                )
+            except BaseException:
+                if unfinished is not None and steps.done:
+                    _keep_unfinished(_finished(network.adapter, steps.done), unfinished)
+                raise
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)
+        return _finished(network.adapter, config.steps)
+
+
+def _pictures(photos: Sequence[Tensor]) -> list[Tensor]:
+    pictures = []
+    for batch in photos:
+        if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4):
+            raise PFStorerError(
+                f"Photos have the shape {tuple(batch.shape)}; expected (batch, height, width, "
+                "channels) with 1, 3 or 4 channels."
+            )
+        rgb = batch[..., :3].clone().float().cpu().movedim(-1, 1)  # (B, 1 or 3, H, W)
+        pictures += list(rgb.expand(-1, 3, -1, -1))
+    return pictures
+
+
+def _trained_size(model: Any) -> int:
+    bundled = restoration(model).info.bundled
+    if bundled is None:
+        return STABLE_DIFFUSION_SIZE
+    return int(bundled["unet"]["image_size"]) * int(bundled["latent"]["downscale"])
+
+
+def _precision(wanted: str, device: torch.device) -> str:
+    if wanted == "fp16" and device.type == "cpu":
+        raise PFStorerError("A CPU does not train in fp16; choose auto, bf16 or no.")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    # without the instructions, bf16 on a CPU is emulated and slow
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bf16" if device.type == "cpu" and native() else "no"
+
+
+def _network(
+    model: Any,
+    base: Any,
+    config: IdentityTrainingConfig,
+    blocks: PersonalizationConfig,
+    name: str,
+    photos: int,
+    device: torch.device,
+    precision: str,
+) -> PersonalizedNetwork:
+    if device.type != "cpu":
+        mm.unload_all_models()
+    # the frozen part needs no master weights
+    dtype = torch.float32 if device.type == "cpu" or precision == "no" else model.model.get_dtype()
+    unet = trainable_unet(model, dtype)
+    restorer = BaseRestorer.from_state_dict(restorer_wrapper(model).restorer.weights(), dtype=dtype)
+    prompt = base.empty_prompt[0][0]  # (1, tokens, width)
+    info = AdapterInfo(
+        name=name,
+        base_name=base.info.name,
+        base_fingerprint=base.info.fingerprint,
+        context_dim=prompt.shape[-1],
+        site_channels=find_identity_sites(unet),
+        config=blocks,
+        photos=photos,
+        training=config.to_dict(),
+    )
+    return PersonalizedNetwork(
+        unet,
+        restorer,
+        prompt[0].float().cpu().clone(),
+        IdentityAdapter.initialise(info, config.seed),
+        checkpoint=config.checkpointing,
+    )
+
+
+def _keep_unfinished(adapter: IdentityAdapter, path: Path) -> None:
+    try:
+        adapter.save(path)
+    except PFStorerError as error:  # what ended the training is to be told, not this
+        logger.warning("%s", error)
+    else:
+        logger.info("The adapter after %d steps is in %s", adapter.info.steps, path)
+
+
+def _finished(adapter: IdentityAdapter, steps: int) -> IdentityAdapter:
+    adapter.info = dataclasses.replace(adapter.info, steps=steps)
+    return adapter.cpu().eval().requires_grad_(False)
+
+
+class _StepReports:
+    """Turns the loop's reports into progress, with time left and sheets."""
+
+    def __init__(
+        self, report: Callable[[TrainingProgress], None], losses: LossHistory, steps: int
+    ) -> None:
+        self.report, self.losses, self.steps = report, losses, steps
+        self.done = 0
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, step: int, scalars: dict[str, float]) -> None:
+        now = time.monotonic()
+        self.losses.values.append(scalars["loss"])
+        self.done = step
+        left = None
+        if self._first is None:
+            self._first = step, now
+        else:
+            first, then = self._first
+            left = (now - then) / (step - first) * (self.steps - step)
+        self.report(TrainingProgress("training", step, self.steps, scalars["loss"], left))
+
+    def sampler(self, pictures: Sampler) -> Sampler:
+        """Returns what draws a sheet and reports it."""
+
+        def draw(network: nn.Module) -> Tensor:
+            sheet = report_sheet(self.losses.values, self.steps, pictures(network))
+            loss = self.losses.values[-1] if self.losses.values else None
+            self.report(
+                TrainingProgress("training", self.done, self.steps, loss, sheet=sheet.cpu())
+            )
+            return sheet
+
+        return draw
+
+
+def _preview(
+    model: Any,
+    vae: Any,
+    encode: Callable[[Tensor], Tensor],
+    photo: Tensor,
+    size: int,
+    schedule: DDPMScheduler,
+    seed: int,
+) -> Sampler:
+    """Restores one degraded view of a photo: (3, 3, size, size) pictures of LQ, now and clean."""
+    generator = torch.Generator().manual_seed(seed)
+    views = dataclasses.replace(VIEWS, window=(1.0, 1.0), rotation=0.0)
+    clean = random_view(photo, size, views, generator)[None]  # (1, 3, size, size)
+    lq = degrade(clean, DEGRADATIONS[PREVIEW_DEGRADATION], generator)
+    lq_latent = encode(lq).clone()
+
+    def draw(network: nn.Module) -> Tensor:
+        device = next(network.parameters()).device
+        restored = restore_latents(
+            network, schedule, lq_latent.to(device), steps=PREVIEW_STEPS, seed=seed
+        )
+        picture = vae.decode(model.model.process_latent_out(restored.cpu())).movedim(-1, 1)
+        now = picture[:, :, :size, :size].cpu().float()
+        return torch.cat([lq, now, clean]).clamp(0, 1)
+
+    return draw
+
+
+@contextlib.contextmanager
+def _run_folder(
+    folder: Path | None,
+    network: PersonalizedNetwork,
+    pictures: Sequence[Tensor],
+    config: IdentityTrainingConfig,
+) -> Iterator[Path]:
+    """The folder of this very run, removed once it is complete."""
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="pfstorer-") as temporary:
+            yield Path(temporary)
+        return
+    key = hashlib.sha256(network.adapter.info.base_fingerprint.encode())
+    # tells checkpoints apart that one restorer can steer
+    for weight in (network.prompt, next(network.unet.parameters())):
+        key.update(weight.detach().float().cpu().numpy().tobytes())
+    settings = {k: v for k, v in config.to_dict().items() if k != "preview_every"}
+    key.update(json.dumps(settings, sort_keys=True).encode())
+    for picture in pictures:
+        key.update(str(tuple(picture.shape)).encode())
+        key.update(picture.contiguous().numpy().tobytes())
+    run = folder / key.hexdigest()[:16]
+    if (run / "state").exists():
+        logger.info("Going on with the unfinished training in %s", run)
+    yield run
+    shutil.rmtree(run, ignore_errors=True)

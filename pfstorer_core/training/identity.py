@@ -1,0 +1,246 @@
+"""Training of an identity adapter on a few photos of one person."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..degradation import PRESETS as DEGRADATIONS
+from ..errors import PFStorerError
+from ..personalization import PersonalizationConfig
+from ..views import ViewConfig, random_view
+from .loop import LoopConfig, Objective
+from .losses import diffusion_loss, diffusion_target
+from .pool import Encode, LatentPool, degrade_mixed
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+
+PRECISIONS = ("auto", "bf16", "fp16", "no")
+# Sides are part of an identity (a mole on one cheek), so no view is flipped.
+VIEWS = ViewConfig(
+    window=(0.7, 1.2),
+    flip_probability=0.0,
+    rotation=8.0,
+    brightness=(0.88, 1.12),
+    gamma=(0.88, 1.14),
+    saturation=(0.9, 1.1),
+)
+
+
+class IdentityNetwork(Protocol):
+    """A restorer's UNet with an adapter in it, as `host` builds it; latents are (B, C, h, w)."""
+
+    def __call__(
+        self, noisy: Tensor, timesteps: Tensor, lq_latent: Tensor, reference: Tensor | None
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class IdentityTrainingConfig:
+    """How an adapter is trained.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: clean latents per step; the regularizer adds as many without a usable LQ latent.
+        learning_rate: peak rate, after a warm-up and before a cosine descent.
+        optimizer: "muon" or "adamw".
+        regularizer_weight: lambda of the generative regularizer; 0 turns it off.
+        reference_probability: share of steps in which the blocks see the features of a reference,
+            drawn anew each time; 0 turns references off.
+        learned_gamma: whether each block learns its gamma.
+        tokens: identity tokens of each block.
+        views_per_photo: augmented views of each photo, drawn once.
+        degradations: weight by name of a degradation preset, for the LQ latents.
+        snr_gamma: of the min-SNR weighting; None for none.
+        lq_noise: standard deviation of noise on the LQ latent, drawn per item in [0, lq_noise].
+        ema_decay: decay of the averaged weights, which are the result.
+        mixed_precision: "bf16", "fp16", "no", or "auto" for what the device is fastest at.
+        checkpointing: whether to recompute activations, for less memory and more time.
+        size: side of the views in pixels; 0 is what the base was trained at.
+        preview_every: steps between two previews; 0 shows the last only.
+        seed: the training is a function of it, the photos and the settings.
+
+    Raises:
+        PFStorerError: a value out of its range.
+    """
+
+    steps: int = 1200
+    batch: int = 4
+    learning_rate: float = 2e-3
+    optimizer: str = "muon"
+    regularizer_weight: float = 1.0
+    reference_probability: float = 0.5
+    learned_gamma: bool = True
+    tokens: int = 16
+    views_per_photo: int = 32
+    degradations: tuple[tuple[str, float], ...] = (
+        ("light", 0.15),
+        ("medium", 0.35),
+        ("extreme", 0.5),
+    )
+    snr_gamma: float | None = 5.0
+    lq_noise: float = 0.05
+    ema_decay: float = 0.99
+    mixed_precision: str = "auto"
+    checkpointing: bool = False
+    size: int = 0
+    preview_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("steps", 1, 1_000_000),
+            ("batch", 1, 1024),
+            ("learning_rate", 1e-8, 1.0),
+            ("regularizer_weight", 0.0, 100.0),
+            ("reference_probability", 0.0, 1.0),
+            ("views_per_photo", 1, 4096),
+            ("lq_noise", 0.0, 10.0),
+            ("size", 0, 4096),
+            ("preview_every", 0, 1_000_000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise PFStorerError(
+                    f"{name} is {getattr(self, name)}; give a number from {low} to {high}."
+                )
+        if self.mixed_precision not in PRECISIONS:
+            raise PFStorerError(
+                f"mixed_precision is {self.mixed_precision!r}; choose one of "
+                f"{', '.join(PRECISIONS)}."
+            )
+        unknown = [name for name, _ in self.degradations if name not in DEGRADATIONS]
+        if unknown or not self.degradations:
+            raise PFStorerError(
+                f"The degradations are {', '.join(unknown) or 'none'}; choose from "
+                f"{', '.join(DEGRADATIONS)}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as plain values that JSON keeps."""
+        return dataclasses.asdict(self)
+
+    def blocks(self) -> PersonalizationConfig:
+        """Returns the sizes of the adapter's blocks."""
+        return PersonalizationConfig(tokens=self.tokens, learned_gamma=self.learned_gamma)
+
+    def loop(self, precision: str) -> LoopConfig:
+        """Returns the settings of the loop, for a device that computes in `precision`."""
+        return LoopConfig(
+            steps=self.steps,
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            warmup_steps=min(50, self.steps // 10),
+            weight_decay=0.01,
+            ema_decay=self.ema_decay,
+            mixed_precision=precision,
+            seed=self.seed,
+            log_every=max(1, min(50, self.steps // 10)),
+            sample_every=self.preview_every or self.steps,
+            save_every=max(50, self.steps // 10),
+        )
+
+
+PRESETS = {
+    "quick": IdentityTrainingConfig(steps=400),
+    "standard": IdentityTrainingConfig(steps=1200),
+    "thorough": IdentityTrainingConfig(steps=3000, views_per_photo=64),
+}
+
+
+def build_photo_pool(
+    photos: Sequence[Tensor],
+    size: int,
+    encode: Encode,
+    config: IdentityTrainingConfig,
+    *,
+    batch: int = 8,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> LatentPool:
+    """Draws augmented views of the photos, degrades and encodes them, all before the first step.
+
+    Args:
+        photos: (3, H, W) each, in [0, 1].
+        size: side of the views in pixels.
+        encode: the frozen autoencoder.
+        config: numbers and kinds of views.
+        batch: views that are encoded at once.
+        on_batch: is told how many views of how many are done, before each batch.
+
+    Returns:
+        `views_per_photo` pairs of each photo.
+
+    Source: training without alignment, PFStorer (arXiv 2403.08436), section 3.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    mixture = [(weight, DEGRADATIONS[name]) for name, weight in config.degradations]
+    turns = [photo for photo in photos for _ in range(config.views_per_photo)]
+    clean, lq = [], []
+    for start in range(0, len(turns), batch):
+        if on_batch is not None:
+            on_batch(start, len(turns))
+        views = torch.stack(
+            [random_view(photo, size, VIEWS, generator) for photo in turns[start : start + batch]]
+        )  # (batch, 3, size, size)
+        with torch.no_grad():
+            clean.append(encode(views).half())
+            lq.append(encode(degrade_mixed(views, mixture, generator)).half())
+    return LatentPool(torch.cat(clean), torch.cat(lq))
+
+
+def identity_objective(
+    pool: LatentPool, schedule: DDPMScheduler, config: IdentityTrainingConfig
+) -> Objective:
+    """Restoration loss + lambda * generative regularizer.
+
+    The regularizer is the same loss on the same clean latents with pure noise as LQ latent, under
+    fresh noise and timesteps: there the blocks alone can know who it is.
+
+    Source: PFStorer (arXiv 2403.08436), section 3; the noise in place of the LQ latent is ours.
+    """
+
+    def objective(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        latent, lq_latent = pool.draw(config.batch, generator)  # (B, C, h, w) each
+        lq_noise = torch.randn(latent.shape, generator=generator)
+        spread = torch.rand(len(latent), 1, 1, 1, generator=generator) * config.lq_noise
+        blind = torch.randn(latent.shape, generator=generator)
+        parts = [lq_latent + spread * lq_noise]
+        if config.regularizer_weight:
+            parts.append(blind)
+        lq_latent = torch.cat(parts)  # (k * B, C, h, w)
+        latent = latent.repeat(len(parts), 1, 1, 1)  # (k * B, C, h, w)
+        noise = torch.randn(latent.shape, generator=generator)
+        timesteps = _stratified(config.batch, len(parts), generator)  # (k * B,)
+        count = schedule.config["num_train_timesteps"]
+        timesteps = (timesteps * count).long().clamp(max=count - 1)
+        shown = torch.rand(1, generator=generator) < config.reference_probability
+        number = int(torch.randint(len(pool), (1,), generator=generator))
+        reference = pool.clean[number : number + 1].float() if shown else None
+        device = next(model.parameters()).device
+        latent, lq_latent, noise, timesteps = (
+            x.to(device) for x in (latent, lq_latent, noise, timesteps)
+        )
+        noisy = schedule.add_noise(latent, noise, timesteps)
+        target = diffusion_target(schedule, latent, noise, timesteps)
+        reference = None if reference is None else reference.to(device)
+        prediction = model(noisy, timesteps, lq_latent, reference)
+        losses = diffusion_loss(schedule, prediction, target, timesteps, config.snr_gamma)
+        restore = losses[: config.batch].mean()
+        if not config.regularizer_weight:
+            return restore, {"restore": restore}
+        generate = losses[config.batch :].mean()
+        loss = restore + config.regularizer_weight * generate
+        return loss, {"restore": restore, "generate": generate}
+
+    return objective
+
+
+def _stratified(count: int, blocks: int, generator: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1], (blocks * count,); each block covers all of it evenly."""
+    place = torch.arange(count).repeat(blocks)
+    return (place + torch.rand(len(place), generator=generator)) / count
