@@ -29,7 +29,8 @@ PACK = "comfyui-pfstorer"  # the plugin's folder name in custom_nodes, as the re
 LEFT_OUT = (".git", ".host", "output", "runs", "__pycache__")
 
 START_SECONDS = 120
-PREVIEW_WITH_METADATA = 4  # ComfyUI's BinaryEventTypes
+TEXT, PREVIEW_WITH_METADATA = 3, 4  # ComfyUI's BinaryEventTypes
+TEXT_EVENT = "progress_text"  # as the frontend calls it
 
 
 class ServerError(RuntimeError):
@@ -172,7 +173,8 @@ class Run:
     Attributes:
         prompt_id: the queue's name for it.
         status: "success", "error" or "interrupted".
-        events: the websocket's messages about it, in order, each `{"type", "data"}`.
+        events: the websocket's messages about it, in order, each `{"type", "data"}`; a node's line
+            of text is of type "progress_text" with the data `{"node", "text"}`.
         previews: pictures sent while it ran, as (metadata, JPEG or PNG bytes).
         outputs: by node id, what the history says of its output.
     """
@@ -258,6 +260,10 @@ class Client:
                         if kind == PREVIEW_WITH_METADATA:
                             metadata = json.loads(message.data[8 : 8 + length])
                             self._received.put((metadata, message.data[8 + length :]))
+                        elif kind == TEXT:
+                            node, text = message.data[8 : 8 + length], message.data[8 + length :]
+                            data = {"node": node.decode(), "text": text.decode()}
+                            self._received.put({"type": TEXT_EVENT, "data": data})
 
     def request(self, path: str, body: Any = None) -> bytes:
         """Sends GET, or POST where there is a body, and returns the answer.
@@ -336,7 +342,8 @@ class Client:
                     run.previews.append(message)
                 continue
             data = message.get("data", {})
-            if data.get("prompt_id") != prompt_id:
+            # The server does not say to which prompt a text belongs; it runs one at a time.
+            if message["type"] != TEXT_EVENT and data.get("prompt_id") != prompt_id:
                 continue
             run.events.append(message)
             if on_event is not None:

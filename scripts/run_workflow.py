@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfyui_client import REPO, Client, PromptRefused, Server, ServerError
+from comfyui_client import REPO, TEXT_EVENT, Client, PromptRefused, Server, ServerError
 from setup_host import find_comfyui
+
+TEXT_SECONDS = 10  # between two lines of text, where the output is no terminal
 
 
 class Progress:
-    """Prints one line per node, with its steps where it reports them.
+    """Prints one line per node, with its steps or its line of text where it reports them.
+
+    A terminal shows every change in place; elsewhere a text is printed now and then.
 
     Args:
         prompt: the workflow in API format, for the nodes' titles.
@@ -27,6 +31,9 @@ class Progress:
     def __init__(self, prompt: dict[str, Any]) -> None:
         self.prompt = prompt
         self.line_open = False
+        self._in_place = sys.stdout.isatty()
+        self._last_text = 0.0
+        self._has_text = False
 
     def title(self, node_id: str) -> str:
         """Returns what a node is called in the workflow."""
@@ -37,12 +44,25 @@ class Progress:
         data = event["data"]
         if event["type"] == "executing":
             self.end_line()
+            self._has_text = False
             if data.get("node") is not None:
                 print(f"  {self.title(data['node'])}", end="", flush=True)
                 self.line_open = True
-        elif event["type"] == "progress" and self.line_open and sys.stdout.isatty():
-            steps = f"{data['value']:g}/{data['max']:g}"
-            print(f"\r  {self.title(str(data.get('node')))} {steps}", end="", flush=True)
+        elif event["type"] == TEXT_EVENT and self.line_open and data["text"]:
+            self._has_text = True
+            self._show_text(self.title(data["node"]), data["text"].splitlines()[0])
+        elif event["type"] == "progress" and self.line_open and self._in_place:
+            if not self._has_text:  # which says it better
+                steps = f"{data['value']:g}/{data['max']:g}"
+                print(f"\r  {self.title(str(data.get('node')))} {steps}", end="", flush=True)
+
+    def _show_text(self, title: str, text: str) -> None:
+        if self._in_place:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{f'  {title}: {text}'[:width].ljust(width)}", end="", flush=True)
+        elif time.monotonic() - self._last_text >= TEXT_SECONDS:
+            self._last_text = time.monotonic()
+            print(f"\n    {text}", end="", flush=True)
 
     def end_line(self) -> None:
         """Ends the current node's line."""

@@ -13,6 +13,24 @@ IMAGES_SHOWN = """type => {
     const shown = image => image.complete && image.naturalWidth > 0;
     return nodes.length > 0 && nodes.every(n => n.imgs?.length > 0 && n.imgs.every(shown));
 }"""
+# Keeps what a node shows while it runs; the frontend drops the preview afterwards.
+WATCH = """type => {
+    const node = app.graph._nodes.find(n => n.type === type);
+    const seen = window.pfstorerSeen = {preview: null, texts: []};
+    setInterval(() => {
+        const [url] = app.nodePreviewImages[node.id] ?? [];
+        const image = node.imgs?.[0];
+        if (url && image?.src === url && image.complete && image.naturalWidth > 0)
+            seen.preview = [image.naturalWidth, image.naturalHeight];
+        const text = node.widgets.find(w => w.name === "$$node-text-preview")?.value;
+        if (text && text !== seen.texts.at(-1)) seen.texts.push(text);
+    }, 50);
+}"""
+SET_WIDGETS = """([type, values]) => {
+    const node = app.graph._nodes.find(n => n.type === type);
+    for (const [name, value] of Object.entries(values))
+        node.widgets.find(w => w.name === name).value = value;
+}"""
 
 
 class Frontend:
@@ -55,6 +73,25 @@ class Frontend:
         )
         return types
 
+    def set_widgets(self, node_type: str, **values: Any) -> None:
+        """Sets widgets of the first node of a type."""
+        self.page.evaluate(SET_WIDGETS, [node_type, values])
+
+    def watch(self, node_type: str) -> None:
+        """Notes from now on what the first node of a type shows while it runs; see `seen`."""
+        self.page.evaluate(WATCH, node_type)
+
+    def seen(self) -> tuple[list[int] | None, list[str]]:
+        """Returns (width, height) of the last preview that was shown, and all lines of text."""
+        seen = self.page.evaluate("window.pfstorerSeen")
+        return seen["preview"], seen["texts"]
+
+    def wait_for_preview(self, timeout: float = 300) -> None:
+        """Waits until the watched node shows a live preview, or the run has ended without one."""
+        self.page.wait_for_function(
+            "window.pfstorerSeen.preview || window.pfstorerRun", timeout=timeout * 1000
+        )
+
     def run(self, timeout: float = 300) -> None:
         """Presses the run button and waits until the workflow has succeeded.
 
@@ -64,6 +101,11 @@ class Frontend:
         Raises:
             AssertionError: it was refused, or a node failed.
         """
+        self.start()
+        self.wait(timeout)
+
+    def start(self) -> None:
+        """Presses the run button."""
         self.page.evaluate(
             """() => {
                 window.pfstorerRun = null;
@@ -73,6 +115,9 @@ class Frontend:
             }"""
         )
         self.page.get_by_test_id("queue-button").click()
+
+    def wait(self, timeout: float = 300) -> None:
+        """Waits until the workflow that was started has succeeded; see `run`."""
         self.page.wait_for_function(
             "window.pfstorerRun || Object.keys(app.lastNodeErrors ?? {}).length > 0",
             timeout=timeout * 1000,
