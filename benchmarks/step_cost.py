@@ -1,10 +1,11 @@
-"""Cost of the restorer: one guided step of a Stable Diffusion 2.1 UNet with and without it.
+"""Cost of restorer and adapter: steps of a Stable Diffusion 2.1 UNet with and without them.
 
     python benchmarks/step_cost.py
 
-A guided step (classifier-free guidance) is a batch of two. Weights are random; the latent is
-16 x 16 on a CPU and 64 x 64 on a GPU. Both are timed in turns in one run, and the ratio of the
-medians is printed, so the machine's speed cancels out.
+A guided step (classifier-free guidance) is a batch of two. A training step is forward and backward
+of the same batch: of all weights of the bare UNet, and of the adapter's alone. Weights are random;
+the latent is 16 x 16 on a CPU and 64 x 64 on a GPU. All are timed in turns in one run, and ratios
+of the medians are printed, so the machine's speed cancels out.
 """
 
 from __future__ import annotations
@@ -54,8 +55,12 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
+    from pfstorer_core.adapter import AdapterInfo, IdentityAdapter
     from pfstorer_core.encoder import EncoderConfig
-    from pfstorer_core.host.patches import find_sft_sites, restorer_options
+    from pfstorer_core.host.identities import AppliedIdentity
+    from pfstorer_core.host.patches import restorer_options
+    from pfstorer_core.host.sites import find_identity_sites, find_sft_sites
+    from pfstorer_core.personalization import PersonalizationConfig
     from pfstorer_core.restorer import BaseRestorer
 
     device, dtype = ("cuda", torch.float16) if gpu else ("cpu", torch.float32)
@@ -64,27 +69,65 @@ def main() -> None:
     unet = UNetModel(**SD21, dtype=dtype, device=device)
     channels = {site: channels for site, (channels, _) in find_sft_sites(unet).items()}
     restorer = BaseRestorer.initialise(channels, EncoderConfig(), hidden=128).to(device, dtype)
+    sites = find_identity_sites(unet)
+    info = AdapterInfo("random", "random", "", SD21["context_dim"], sites, PersonalizationConfig())
+    adapter = IdentityAdapter.initialise(info).to(device, dtype)
     with torch.no_grad():  # zeros and uninitialised memory may compute at another speed
-        for parameter in [*unet.parameters(), *restorer.parameters()]:
-            parameter.normal_(std=0.02)
+        for module in (unet, restorer, adapter):
+            for parameter in module.parameters():
+                parameter.normal_(std=0.02)
 
     x = torch.randn(2, 4, side, side, device=device, dtype=dtype)
     lq_latent = torch.randn(1, 4, side, side, device=device, dtype=dtype)
     timesteps = torch.full((2,), 500.0, device=device)
     context = torch.randn(2, 77, 1024, device=device, dtype=dtype)
+    identity = AppliedIdentity(adapter)
     steered = restorer_options(unet, restorer, lq_latent)
+    personalized = restorer_options(unet, restorer, lq_latent, [identity])
+    three = restorer_options(unet, restorer, lq_latent, [identity] * 3)
     plain = {"optimized_attention_override": steered["optimized_attention_override"]}
 
     def step(transformer_options: dict) -> Callable[[], object]:
-        return lambda: unet(x, timesteps, context, transformer_options=transformer_options)
+        def run() -> object:
+            with torch.no_grad():
+                return unet(x, timesteps, context, transformer_options=transformer_options)
 
-    with torch.no_grad():
-        without, with_restorer = in_turns([step(plain), step(steered)], options.repeats, gpu)
-    print("| latent | device | UNet (s) | with restorer (s) | ratio |\n|---|---|---|---|---|")
-    print(
-        f"| {side} x {side} | {device}, {str(dtype).removeprefix('torch.')} "
-        f"| {without:.3f} | {with_restorer:.3f} | {with_restorer / without:.3f} |"
+        return run
+
+    def training_step(transformer_options: dict, trained: torch.nn.Module) -> Callable[[], object]:
+        def run() -> None:
+            for module in (unet, restorer, adapter):
+                module.requires_grad_(module is trained)
+            unet(x, timesteps, context, transformer_options=transformer_options).mean().backward()
+            trained.zero_grad(set_to_none=True)
+
+        return run
+
+    bare, steered_time, one, several = in_turns(
+        [step(plain), step(steered), step(personalized), step(three)], options.repeats, gpu
     )
+    whole, adapter_only = in_turns(
+        [training_step(plain, unet), training_step(personalized, adapter)],
+        max(2, options.repeats // 2),
+        gpu,
+    )
+    weights = sum(parameter.numel() for parameter in adapter.parameters())
+    print(
+        f"Stable Diffusion 2.1 shape, latent {side} x {side}, {device}, "
+        f"{str(dtype).removeprefix('torch.')}; adapter: {len(sites)} blocks, "
+        f"{weights / 1e6:.1f} M parameters, {2 * weights / 1e6:.0f} MB in fp16.\n"
+    )
+    print("| | seconds | compared with | ratio |\n|---|---|---|---|")
+    for name, seconds, other, base in (
+        ("guided step, bare UNet", bare, "", None),
+        ("guided step, restorer", steered_time, "bare UNet", bare),
+        ("guided step, restorer and adapter", one, "restorer", steered_time),
+        ("guided step, restorer and three adapters", several, "restorer", steered_time),
+        ("forward and backward, bare UNet, all weights", whole, "", None),
+        ("training step of an adapter", adapter_only, "forward and backward", whole),
+    ):
+        ratio = f"{seconds / base:.3f}" if base else ""
+        print(f"| {name} | {seconds:.3f} | {other} | {ratio} |")
 
 
 def in_turns(steps: list[Callable[[], object]], repeats: int, gpu: bool) -> list[float]:

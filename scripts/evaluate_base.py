@@ -11,21 +11,33 @@ its backbone weights are on the machine.
 from __future__ import annotations
 
 import argparse
-import csv
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from in_process import use_comfyui
 from setup_host import REPO
-from torch import Tensor
 from torchvision.utils import save_image
 
-LEVELS = ("light", "medium", "extreme")
+sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
+
+from evaluation.people import FIRST_IDENTITY
+from evaluation.tables import (
+    LEVELS,
+    interval_text,
+    markdown_table,
+    quality_measures,
+    write_csv,
+)
+
+from pfstorer_core.degradation import PRESETS, degrade
+from pfstorer_core.metrics import bootstrap_interval
+from pfstorer_core.portraits import render, sample_identities, sample_views
+
 SIZE = 128
-FIRST_IDENTITY = 5_000_000  # far above every number that a training draws
 
 
 def main() -> None:
@@ -50,20 +62,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
 
     use_comfyui()
-    from pfstorer_core import metrics
-    from pfstorer_core.degradation import PRESETS, degrade
     from pfstorer_core.host.loading import MINI_RESTORER_PATH, load_base_restorer
     from pfstorer_core.host.sampling import restore
-    from pfstorer_core.portraits import render, sample_identities, sample_views
 
-    measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "PSNR (dB)": metrics.psnr,
-        "SSIM": metrics.ssim,
-        "HaarPSI": metrics.haarpsi,
-    }
-    if metrics.lpips_available():
-        measures["LPIPS"] = metrics.lpips
-
+    measures = quality_measures()
     path = options.restorer or MINI_RESTORER_PATH
     model, _, vae = load_base_restorer(path)
     generator = torch.Generator().manual_seed(options.seed)
@@ -101,11 +103,8 @@ def main() -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     save_image(torch.cat(sheet), options.out / "sheet.png", nrow=10, padding=0)
-    with (options.out / "pictures.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    table = markdown(rows, list(measures), metrics.bootstrap_interval)
+    write_csv(options.out / "pictures.csv", rows)
+    table = means_table(rows, list(measures))
     header = (
         f"{len(numbers)} pictures of {options.identities} identities that no training saw, "
         f"{options.steps} steps of {options.sampler}/{options.scheduler}, start from "
@@ -116,16 +115,9 @@ def main() -> None:
     print(header + "\n" + table)
 
 
-def markdown(
-    rows: list[dict[str, Any]],
-    measures: list[str],
-    interval: Callable[[Tensor], tuple[float, float, float]],
-) -> str:
+def means_table(rows: Sequence[dict[str, Any]], measures: Sequence[str]) -> str:
     """The table of means per level and kind of picture."""
-    lines = [
-        "| degradation | picture | " + " | ".join(measures) + " |",
-        "|---|---|" + "---|" * len(measures),
-    ]
+    lines = []
     for level in LEVELS:
         for kind in ("LQ", "restored", "round trip"):
             cells = []
@@ -133,11 +125,10 @@ def markdown(
                 values = torch.tensor(
                     [r[name] for r in rows if (r["level"], r["kind"]) == (level, kind)]
                 )
-                mean, low, high = interval(values)
-                form = ".2f" if "dB" in name else ".3f"
-                cells.append(f"{mean:{form}} [{low:{form}}, {high:{form}}] ± {values.std():{form}}")
-            lines.append(f"| {level} | {kind} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+                spread = f"{values.std():{'.2f' if 'dB' in name else '.3f'}}"
+                cells.append(f"{interval_text(bootstrap_interval(values), name)} ± {spread}")
+            lines.append([level, kind, *cells])
+    return markdown_table(["degradation", "picture", *measures], lines)
 
 
 if __name__ == "__main__":
