@@ -1,6 +1,5 @@
-"""Nodes that train, keep and apply identity adapters."""
+"""Nodes that keep and apply identity adapters."""
 
-import dataclasses
 from typing import Any
 
 from comfy_api.latest import io
@@ -8,215 +7,11 @@ from torch import Tensor
 
 from ..pfstorer_core.adapter import IdentityAdapter
 from ..pfstorer_core.errors import PFStorerError
-from ..pfstorer_core.host import apply_identity, loading, train_identity
-from ..pfstorer_core.host.progress import NodeProgress
-from ..pfstorer_core.host.sampling import encode_lq
-from ..pfstorer_core.training.identity import PRECISIONS, PRESETS
+from ..pfstorer_core.host import apply_identity, loading
+from ..pfstorer_core.host.sampling import encode_references
 
 Identity = io.Custom("PFSTORER_IDENTITY")
 ADAPTER_TOOLTIP = "Identity adapter: what Train Identity Adapter or Load Identity Adapter gives."
-BY_PRESET = 0
-
-
-class TrainIdentityAdapter(io.ComfyNode):
-    """Learns one person from a few photos."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """Describes inputs and outputs."""
-        return io.Schema(
-            node_id="PFStorerTrainIdentityAdapter",
-            display_name="Train Identity Adapter",
-            category="PFStorer",
-            description=(
-                "Learns one person from 3 to 10 good photos, so that Apply Personalization can "
-                "restore that person. The base stays as it is. An interrupted training goes on "
-                "where it stopped when the same workflow is queued again."
-            ),
-            search_aliases=["train face", "personalize", "LoRA training", "identity", "finetune"],
-            is_input_list=True,
-            hidden=[io.Hidden.unique_id],
-            inputs=[
-                io.Model.Input("model", tooltip="MODEL of Load Base Restorer."),
-                io.Vae.Input("vae", tooltip="VAE of Load Base Restorer."),
-                io.Image.Input(
-                    "photos",
-                    tooltip=(
-                        "Sharp photos of one person: a batch, or a list of different sizes (Load "
-                        "Images from Folder). Different poses, light and days are best; the face "
-                        "may be anywhere."
-                    ),
-                ),
-                io.String.Input(
-                    "name", default="person", tooltip="What to call the person; kept in the file."
-                ),
-                io.Combo.Input(
-                    "preset",
-                    options=list(PRESETS),
-                    default="standard",
-                    tooltip=_preset_tooltip(),
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    # else the frontend draws a new one after each run, and no run is taken up
-                    control_after_generate=False,
-                    tooltip="Seed of views, degradation and noise; the same seed trains the same.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=BY_PRESET,
-                    min=0,
-                    max=100_000,
-                    advanced=True,
-                    tooltip="Training steps; 0 is the preset's number.",
-                ),
-                io.Int.Input(
-                    "views_per_photo",
-                    default=BY_PRESET,
-                    min=0,
-                    max=1024,
-                    advanced=True,
-                    tooltip="Augmented views of each photo; 0 is the preset's number.",
-                ),
-                io.Int.Input(
-                    "batch",
-                    default=PRESETS["standard"].batch,
-                    min=1,
-                    max=64,
-                    advanced=True,
-                    tooltip="Views per step; the regularizer adds as many.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=PRESETS["standard"].learning_rate,
-                    min=1e-6,
-                    max=0.1,
-                    step=1e-6,
-                    round=False,
-                    advanced=True,
-                    tooltip="Peak learning rate; it warms up and then falls as a cosine.",
-                ),
-                io.Float.Input(
-                    "regularizer",
-                    default=PRESETS["standard"].regularizer_weight,
-                    min=0.0,
-                    max=10.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip=(
-                        "Weight of the generative regularizer, which makes the adapter know the "
-                        "person without any help of the LQ image; 0 turns it off."
-                    ),
-                ),
-                io.Float.Input(
-                    "reference_share",
-                    default=PRESETS["standard"].reference_probability,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    advanced=True,
-                    tooltip=(
-                        "Share of steps in which the adapter also sees a reference photo's "
-                        "features; 0 if no references will be given at restoration."
-                    ),
-                ),
-                io.Int.Input(
-                    "tokens",
-                    default=PRESETS["standard"].tokens,
-                    min=0,
-                    max=256,
-                    advanced=True,
-                    tooltip="Learned identity tokens in each block.",
-                ),
-                io.Int.Input(
-                    "size",
-                    default=0,
-                    min=0,
-                    max=2048,
-                    step=64,
-                    advanced=True,
-                    tooltip=(
-                        "Side of the training views in pixels; 0 is what the base was made for "
-                        "(512 with Stable Diffusion, 128 with the mini restorer)."
-                    ),
-                ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(PRECISIONS),
-                    default="auto",
-                    advanced=True,
-                    tooltip="Type in which the frozen base computes; 'no' is float32.",
-                ),
-                io.Boolean.Input(
-                    "checkpointing",
-                    default=False,
-                    advanced=True,
-                    tooltip="Recompute activations: less memory, a third more time.",
-                ),
-                io.Int.Input(
-                    "preview_every",
-                    default=PRESETS["standard"].preview_every,
-                    min=0,
-                    max=10_000,
-                    advanced=True,
-                    tooltip="Steps between two previews; 0 shows the last only.",
-                ),
-            ],
-            outputs=[
-                Identity.Output(display_name="adapter", tooltip="The person's adapter."),
-                io.Image.Output(
-                    display_name="report",
-                    tooltip="Loss curve; one photo degraded, restored with the adapter, clean.",
-                ),
-            ],
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        model: list[Any],
-        vae: list[Any],
-        photos: list[Tensor],
-        name: list[str],
-        preset: list[str],
-        steps: list[int],
-        views_per_photo: list[int],
-        regularizer: list[float],
-        reference_share: list[float],
-        precision: list[str],
-        **settings: list[Any],
-    ) -> io.NodeOutput:
-        """Trains the adapter."""
-        changes: dict[str, Any] = {key: values[0] for key, values in settings.items()}
-        if steps[0] != BY_PRESET:
-            changes["steps"] = steps[0]
-        if views_per_photo[0] != BY_PRESET:
-            changes["views_per_photo"] = views_per_photo[0]
-        config = dataclasses.replace(
-            PRESETS[preset[0]],
-            regularizer_weight=regularizer[0],
-            reference_probability=reference_share[0],
-            mixed_precision=precision[0],
-            **changes,
-        )
-        progress = NodeProgress(cls.hidden.unique_id)
-        adapter = train_identity(
-            model[0],
-            vae[0],
-            photos,
-            config,
-            name=name[0],
-            folder=loading.training_folder(),
-            unfinished=loading.identity_path(f"unfinished/{name[0]}"),
-            on_progress=progress,
-            on_warning=progress.warn,
-        )
-        if progress.sheet is None:
-            raise PFStorerError("The training gave no report; this is a fault of PFStorer.")
-        return io.NodeOutput(adapter, progress.sheet.movedim(0, -1)[None])
 
 
 class SaveIdentity(io.ComfyNode):
@@ -310,6 +105,7 @@ class ApplyPersonalization(io.ComfyNode):
                 "people, each with a mask."
             ),
             search_aliases=["identity", "apply adapter", "PFStorer", "personalize", "face"],
+            is_input_list=True,
             inputs=[
                 io.Model.Input(
                     "model", tooltip="MODEL of Load Base Restorer, or of another of this node."
@@ -367,26 +163,24 @@ class ApplyPersonalization(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: Any,
-        adapter: IdentityAdapter,
-        gamma: float,
-        start: float,
-        end: float,
-        mask: Tensor | None = None,
-        references: Tensor | None = None,
-        vae: Any = None,
+        model: list[Any],
+        adapter: list[IdentityAdapter],
+        gamma: list[float],
+        start: list[float],
+        end: list[float],
+        mask: list[Tensor] | None = None,
+        references: list[Tensor] | None = None,
+        vae: list[Any] | None = None,
     ) -> io.NodeOutput:
-        """Applies the adapter."""
+        """Applies the adapter; inputs are lists so that references may differ in size."""
         latents = None
-        if references is not None:
-            if vae is None:
+        if references:
+            if not vae:
                 raise PFStorerError(
                     "References are given without a VAE; connect the VAE of 'Load Base Restorer'."
                 )
-            latents = encode_lq(vae, references)
-        return io.NodeOutput(apply_identity(model, adapter, gamma, mask, start, end, latents))
-
-
-def _preset_tooltip() -> str:
-    steps = ", ".join(f"{name} {config.steps}" for name, config in PRESETS.items())
-    return f"How long to train, in steps: {steps}."
+            latents = encode_references(model[0], vae[0], references)
+        region = mask[0] if mask else None
+        return io.NodeOutput(
+            apply_identity(model[0], adapter[0], gamma[0], region, start[0], end[0], latents)
+        )

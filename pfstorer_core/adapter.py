@@ -40,6 +40,7 @@ class AdapterInfo:
         steps: training steps.
         date: day of the training, ISO 8601.
         training: settings of the training, plain values.
+        unet_digest: see `host.sites.unet_digest`; empty where it is not known.
     """
 
     name: str
@@ -52,6 +53,7 @@ class AdapterInfo:
     steps: int = 0
     date: str = field(default_factory=lambda: datetime.date.today().isoformat())
     training: dict[str, Any] = field(default_factory=dict)
+    unet_digest: str = ""
 
 
 class IdentityAdapter(nn.Module):
@@ -113,7 +115,8 @@ class IdentityAdapter(nn.Module):
     def copy_with(self, operations: Any, dtype: torch.dtype | None = None) -> IdentityAdapter:
         """Returns a frozen copy on the CPU with other layer types, for use in a host."""
         copied = IdentityAdapter(self.info, dtype=dtype, operations=operations)
-        copied.load_state_dict(self.state_dict())
+        # cast before: the host's layers may keep the tensors that they are given
+        copied.load_state_dict({k: v.to(dtype or v.dtype) for k, v in self.state_dict().items()})
         return copied.eval().requires_grad_(False)
 
     def save(self, path: str | os.PathLike[str], dtype: torch.dtype | None = torch.float16) -> None:

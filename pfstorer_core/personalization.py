@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +55,6 @@ class PersonalizationConfig:
         """Returns the bottleneck's width for a block of so many channels."""
         width = max(self.min_width, channels // self.reduction)
         return -(-width // self.head_dim) * self.head_dim
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as plain values that JSON keeps."""
-        return dataclasses.asdict(self)
 
 
 class Gamma(nn.Module):

@@ -52,6 +52,8 @@ def prediction_type(model: Any) -> str:
 def scaled_encoder(model: Any, vae: Any) -> Callable[[Tensor], Tensor]:
     """The VAE as (B, 3, H, W) in [0, 1] -> (B, C, h, w), scaled like diffusion latents."""
 
+    # the VAE's weights are of inference mode, and no training goes through them
+    @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
         latent = vae.encode(images.movedim(1, -1))
         return model.model.process_latent_in(latent).float().cpu()

@@ -40,17 +40,17 @@ from ..training.report import report_sheet
 from ..views import random_view
 from .base_training import prediction_type, scaled_encoder
 from .faces import face_finder
-from .loading import restoration
+from .loading import restoration, trained_size
 from .network import PersonalizedNetwork, trainable_unet
 from .patches import restorer_wrapper
-from .sites import find_identity_sites
+from .sites import find_identity_sites, size_step, unet_digest
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
 logger = logging.getLogger(__name__)
 
-STABLE_DIFFUSION_SIZE = 512  # pixels: views, where the base does not say what it was trained at
+STATE_VERSION = 1  # of unfinished runs; another cannot be gone on with
 PREVIEW_STEPS = 10
 PREVIEW_DEGRADATION = "extreme"
 
@@ -116,7 +116,8 @@ def train_identity(
         name: what to call the person.
         folder: keeps the states of unfinished runs; None keeps none.
         unfinished: where an interrupted run leaves its adapter as far as it came, a .safetensors
-            file; it is removed once the run is complete.
+            file; six digits of the run are added to its name, and it is removed once the run is
+            complete.
         on_progress: is told of every view and step; what it raises ends the run.
         on_warning: is told what is wrong with the photos; the log is always.
 
@@ -135,15 +136,18 @@ def train_identity(
         raise PFStorerError(
             "The checkpoint has no text encoder; choose one with a text encoder for training."
         )
-    kind = prediction_type(model)
-    size = config.size or _trained_size(model)
+    kind = base.info.prediction_type or prediction_type(model)
+    size = _view_size(model, vae, config.size)
     device = model.load_device
     precision = _precision(config.mixed_precision, device)
     blocks, loop = config.blocks(), config.loop(precision)
     # Tensors of inference mode, under which ComfyUI runs its nodes, cannot take part in training.
     with torch.inference_mode(False), torch.enable_grad():
         pictures = _pictures(photos)
-        for warning in check_photos(pictures, size, find_faces=face_finder()):
+        warnings = check_photos(pictures, size, find_faces=face_finder(), views=VIEWS)
+        if model.patches:
+            warnings.append("The MODEL carries a LoRA, which the training leaves out.")
+        for warning in warnings:
             logger.warning(warning)
             if on_warning is not None:
                 on_warning(warning)
@@ -151,7 +155,7 @@ def train_identity(
         pool = build_photo_pool(
             pictures,
             size,
-            lambda views: encode(views).clone(),
+            encode,
             config,
             on_batch=lambda done, total: report(TrainingProgress("views", done, total)),
         )
@@ -159,7 +163,10 @@ def train_identity(
         sheet = _preview(model, vae, encode, pictures[0], size, schedule, config.seed)
         network = _network(model, base, config, blocks, name, len(pictures), device, precision)
         losses = LossHistory()
-        with _run_folder(folder, network, pictures, config) as run:
+        key = _run_key(network, pictures, config)
+        if unfinished is not None:
+            unfinished = unfinished.with_stem(f"{unfinished.stem}-{key[:6]}")
+        with _run_folder(folder, key) as run:
             steps = _StepReports(report, losses, config.steps)
             try:
                 fit(
@@ -174,8 +181,8 @@ def train_identity(
                     log_to_files=False,
                 )
             except BaseException:
-                if unfinished is not None and steps.done:
-                    _keep_unfinished(_finished(network.adapter, steps.done), unfinished)
+                if unfinished is not None and losses.values:
+                    _keep_unfinished(_finished(network.adapter, len(losses.values)), unfinished)
                 raise
         if unfinished is not None:
             unfinished.unlink(missing_ok=True)
@@ -195,11 +202,11 @@ def _pictures(photos: Sequence[Tensor]) -> list[Tensor]:
     return pictures
 
 
-def _trained_size(model: Any) -> int:
-    bundled = restoration(model).info.bundled
-    if bundled is None:
-        return STABLE_DIFFUSION_SIZE
-    return int(bundled["unet"]["image_size"]) * int(bundled["latent"]["downscale"])
+def _view_size(model: Any, vae: Any, wanted: int) -> int:
+    step = vae.spacial_compression_encode() * size_step(model.model.diffusion_model)
+    if wanted % step:
+        raise PFStorerError(f"The views' size is {wanted} pixels; choose a multiple of {step}.")
+    return wanted or trained_size(model)
 
 
 def _precision(wanted: str, device: torch.device) -> str:
@@ -208,7 +215,7 @@ def _precision(wanted: str, device: torch.device) -> str:
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     # without the instructions, bf16 on a CPU is emulated and slow
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return "bf16" if device.type == "cpu" and native() else "no"
@@ -224,10 +231,11 @@ def _network(
     device: torch.device,
     precision: str,
 ) -> PersonalizedNetwork:
-    if device.type != "cpu":
-        mm.unload_all_models()
+    # makes room, and takes what LoRAs changed out of the weights
+    mm.unload_all_models()
     # the frozen part needs no master weights
-    dtype = torch.float32 if device.type == "cpu" or precision == "no" else model.model.get_dtype()
+    full = device.type == "cpu" or precision == "no"
+    dtype = torch.float32 if full else model.model.get_dtype_inference()
     unet = trainable_unet(model, dtype)
     restorer = BaseRestorer.from_state_dict(restorer_wrapper(model).restorer.weights(), dtype=dtype)
     prompt = base.empty_prompt[0][0]  # (1, tokens, width)
@@ -240,6 +248,7 @@ def _network(
         config=blocks,
         photos=photos,
         training=config.to_dict(),
+        unet_digest=unet_digest(unet),
     )
     return PersonalizedNetwork(
         unet,
@@ -271,29 +280,28 @@ class _StepReports:
         self, report: Callable[[TrainingProgress], None], losses: LossHistory, steps: int
     ) -> None:
         self.report, self.losses, self.steps = report, losses, steps
-        self.done = 0
         self._first: tuple[int, float] | None = None
+        self._left: float | None = None
 
     def __call__(self, step: int, scalars: dict[str, float]) -> None:
         now = time.monotonic()
         self.losses.values.append(scalars["loss"])
-        self.done = step
-        left = None
         if self._first is None:
             self._first = step, now
         else:
             first, then = self._first
-            left = (now - then) / (step - first) * (self.steps - step)
-        self.report(TrainingProgress("training", step, self.steps, scalars["loss"], left))
+            self._left = (now - then) / (step - first) * (self.steps - step)
+        self.report(TrainingProgress("training", step, self.steps, scalars["loss"], self._left))
 
     def sampler(self, pictures: Sampler) -> Sampler:
         """Returns what draws a sheet and reports it."""
 
         def draw(network: nn.Module) -> Tensor:
             sheet = report_sheet(self.losses.values, self.steps, pictures(network))
-            loss = self.losses.values[-1] if self.losses.values else None
+            done = len(self.losses.values)
+            loss = self.losses.values[-1] if done else None
             self.report(
-                TrainingProgress("training", self.done, self.steps, loss, sheet=sheet.cpu())
+                TrainingProgress("training", done, self.steps, loss, self._left, sheet=sheet.cpu())
             )
             return sheet
 
@@ -314,7 +322,7 @@ def _preview(
     views = dataclasses.replace(VIEWS, window=(1.0, 1.0), rotation=0.0)
     clean = random_view(photo, size, views, generator)[None]  # (1, 3, size, size)
     lq = degrade(clean, DEGRADATIONS[PREVIEW_DEGRADATION], generator)
-    lq_latent = encode(lq).clone()
+    lq_latent = encode(lq)
 
     def draw(network: nn.Module) -> Tensor:
         device = next(network.parameters()).device
@@ -328,28 +336,28 @@ def _preview(
     return draw
 
 
+def _run_key(
+    network: PersonalizedNetwork, pictures: Sequence[Tensor], config: IdentityTrainingConfig
+) -> str:
+    """Digits (hex) that tell this run apart from those on other bases, photos or settings."""
+    info = network.adapter.info
+    settings = {k: v for k, v in config.to_dict().items() if k != "preview_every"}
+    facts = [STATE_VERSION, info.base_fingerprint, info.unet_digest, settings]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for picture in pictures:
+        key.update(str(tuple(picture.shape)).encode())
+        key.update(picture.contiguous().numpy().tobytes())
+    return key.hexdigest()[:16]
+
+
 @contextlib.contextmanager
-def _run_folder(
-    folder: Path | None,
-    network: PersonalizedNetwork,
-    pictures: Sequence[Tensor],
-    config: IdentityTrainingConfig,
-) -> Iterator[Path]:
+def _run_folder(folder: Path | None, key: str) -> Iterator[Path]:
     """The folder of this very run, removed once it is complete."""
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="pfstorer-") as temporary:
             yield Path(temporary)
         return
-    key = hashlib.sha256(network.adapter.info.base_fingerprint.encode())
-    # tells checkpoints apart that one restorer can steer
-    for weight in (network.prompt, next(network.unet.parameters())):
-        key.update(weight.detach().float().cpu().numpy().tobytes())
-    settings = {k: v for k, v in config.to_dict().items() if k != "preview_every"}
-    key.update(json.dumps(settings, sort_keys=True).encode())
-    for picture in pictures:
-        key.update(str(tuple(picture.shape)).encode())
-        key.update(picture.contiguous().numpy().tobytes())
-    run = folder / key.hexdigest()[:16]
+    run = folder / key
     if (run / "state").exists():
         logger.info("Going on with the unfinished training in %s", run)
     yield run

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 RESTORER_FOLDER = "pfstorer_restorers"
 IDENTITY_FOLDER = "pfstorer_identities"
+STABLE_DIFFUSION_SIZE = 512  # pixels; SD restorers do not say what they were trained at
 EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth"}
 _RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{x}{n}" for x in ("COM", "LPT") for n in range(1, 10))}
 _LONGEST_NAME = 200  # bytes, of 255 that file systems allow with ending and temporary name
@@ -194,6 +195,14 @@ def load_base_restorer(
         model = _with_prediction(model, restorer.info)
     restorer.bundled_state = None  # the MODEL has it now
     return _with_restorer(model, clip, restorer), clip, vae
+
+
+def trained_size(model: Any) -> int:
+    """Returns the side in pixels of the pictures that a restorer's MODEL was made for."""
+    described = restoration(model).info.bundled
+    if described is None:
+        return STABLE_DIFFUSION_SIZE
+    return int(described["unet"]["image_size"]) * int(described["latent"]["downscale"])
 
 
 def restoration(model: Any) -> Restoration:

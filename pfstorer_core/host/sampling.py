@@ -1,6 +1,7 @@
 """Restores images with a restorer's MODEL: the LQ latent in, ComfyUI's own samplers, colours."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.sample
@@ -14,8 +15,8 @@ from .. import color
 from ..degradation import resize_bicubic
 from ..errors import PFStorerError
 from . import patches
-from .loading import restoration
-from .sites import find_sft_sites
+from .loading import restoration, trained_size
+from .sites import size_step
 
 TILE_LATENT = 128  # latent pixels: 1024 px with Stable Diffusion, 512 px with the mini restorer
 COLOR_FIXES = ("wavelet", "adain", "none")
@@ -54,6 +55,29 @@ def encode_lq(vae: Any, image: Tensor) -> Tensor:
     """
     rgb, _ = _split_alpha(image)
     return vae.encode(rgb.movedim(1, -1))
+
+
+def encode_references(model: Any, vae: Any, photos: Sequence[Tensor]) -> list[Tensor]:
+    """Encodes photos of a person as references for `apply_identity`.
+
+    Large ones are scaled down to the size that the restorer was made for, as in the training.
+
+    Args:
+        model: MODEL of `load_base_restorer`.
+        vae: its VAE.
+        photos: IMAGE batches (B, H, W, 1 | 3 | 4) of any sizes.
+
+    Returns:
+        One (B, C, h, w) latent per batch.
+    """
+    step = vae.spacial_compression_encode() * size_step(model.model.diffusion_model)
+    latents = []
+    for photo in photos:
+        rgb, _ = _split_alpha(photo)  # (B, 3, H, W)
+        scale = min(1.0, trained_size(model) / min(rgb.shape[2:]))
+        height, width = (max(2, round(side * scale / step)) * step for side in rgb.shape[2:])
+        latents.append(vae.encode(resize_bicubic(rgb, (height, width)).movedim(1, -1)))
+    return latents
 
 
 def restore(
@@ -177,8 +201,7 @@ def _split_alpha(image: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def _padded_size(model: Any, height: int, width: int, cell: int) -> tuple[int, int]:
     """Returns the size at which each level of the UNet has whole latent pixels, two or more."""
-    sites = find_sft_sites(model.model.diffusion_model)
-    step = cell * 2 ** max(level for _, level in sites.values())
+    step = cell * size_step(model.model.diffusion_model)
     limit = TILE_LATENT * cell
     if max(height, width) > limit:
         raise PFStorerError(

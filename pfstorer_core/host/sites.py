@@ -1,5 +1,6 @@
 """The blocks of ComfyUI's UNet at which restorers and identity adapters work."""
 
+import hashlib
 from typing import Any
 
 from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
@@ -79,6 +80,22 @@ def find_identity_sites(unet: Any) -> dict[str, int]:
     return sites
 
 
+def size_step(unet: Any) -> int:
+    """Returns what the sides of a latent must be a multiple of, so that each level is whole."""
+    return int(2 ** max(level for _, level in find_sft_sites(unet).values()))
+
+
+def unet_digest(unet: Any) -> str:
+    """Returns a digest (hex) of a few weights, which tells checkpoints of one shape apart.
+
+    The weights are rounded to fp16, so that the same checkpoint in another type has the same one.
+    """
+    digest = hashlib.sha256()
+    for weight in (unet.time_embed[0].bias, unet.input_blocks[0][0].bias, unet.out[-1].weight):
+        digest.update(weight.detach().cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def check_identity_fit(model: Any, adapter: IdentityAdapter, base: RestorerInfo) -> None:
     """Checks that an identity adapter was trained on a MODEL's restorer and fits its UNet.
 
@@ -101,7 +118,8 @@ def check_identity_fit(model: Any, adapter: IdentityAdapter, base: RestorerInfo)
             f"({base.fingerprint[:8]}); load the restorer that it was trained on, or train the "
             "identity again on this one."
         )
-    if dict(info.site_channels) != found or info.context_dim != width:
+    same = info.unet_digest in ("", unet_digest(unet))
+    if dict(info.site_channels) != found or info.context_dim != width or not same:
         raise PFStorerError(
             f"Identity adapter '{info.name}' was trained on restorer '{info.base_name}' with "
             "another Stable Diffusion checkpoint than the MODEL's; choose that checkpoint in "

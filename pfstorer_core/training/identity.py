@@ -75,10 +75,10 @@ class IdentityTrainingConfig:
     learning_rate: float = 2e-3
     optimizer: str = "muon"
     regularizer_weight: float = 1.0
-    reference_probability: float = 0.5
+    reference_probability: float = 0.3
     learned_gamma: bool = True
     tokens: int = 16
-    views_per_photo: int = 32
+    views_per_photo: int = 64
     degradations: tuple[tuple[str, float], ...] = (
         ("light", 0.15),
         ("medium", 0.35),
@@ -149,7 +149,7 @@ class IdentityTrainingConfig:
 PRESETS = {
     "quick": IdentityTrainingConfig(steps=400),
     "standard": IdentityTrainingConfig(steps=1200),
-    "thorough": IdentityTrainingConfig(steps=3000, views_per_photo=64),
+    "thorough": IdentityTrainingConfig(steps=3000, views_per_photo=128),
 }
 
 

@@ -111,11 +111,11 @@ def fit(
         Whether all steps are done.
 
     Raises:
-        PFStorerError: the folder holds a run of another seed, or the loss became NaN.
+        PFStorerError: the folder holds a run of another seed, or the loss is not finite.
     """
-    from accelerate.state import AcceleratorState, GradientState
+    from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    shared = bool(AcceleratorState._shared_state)
+    was_there = bool(AcceleratorState._shared_state), bool(PartialState._shared_state)
     try:
         return _fit(
             model,
@@ -131,8 +131,9 @@ def fit(
         )
     finally:
         # accelerate keeps its settings per process; a host trains again with others
-        if not shared and AcceleratorState().num_processes == 1:
-            AcceleratorState._reset_state(reset_partial_state=True)
+        alone = PartialState._shared_state.get("num_processes", 1) == 1
+        if alone and not was_there[0]:
+            AcceleratorState._reset_state(reset_partial_state=not was_there[1])
             GradientState._reset_state()
 
 
@@ -165,7 +166,7 @@ def _fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     wrapped = accelerator.prepare(model)
     optimizers = Optimizers(model, config.optimizer, config.learning_rate, config.weight_decay)
-    stepped = [accelerator.prepare(optimizer) for optimizer in optimizers.all]
+    scaler = accelerator.scaler  # of fp16, else None
     schedules = [
         get_scheduler(
             config.schedule,
@@ -179,8 +180,8 @@ def _fit(
     ema.to(accelerator.device)
 
     parts: dict[str, Any] = {"model": TrainedWeights(model), "ema": ema, **kept}
-    if accelerator.scaler is not None:
-        parts["scaler"] = accelerator.scaler
+    if scaler is not None:
+        parts["scaler"] = scaler
     for k, (optimizer, schedule) in enumerate(zip(optimizers.all, schedules, strict=True)):
         parts |= {f"optimizer_{k}": optimizer, f"schedule_{k}": schedule}
     step = load_state(folder / "state", parts, config.seed) if (folder / "state").exists() else 0
@@ -201,19 +202,25 @@ def _fit(
         )
         accelerator.backward(loss)
         optimizers.take_gradients()
-        norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-        for optimizer, schedule in zip(stepped, schedules, strict=True):
-            optimizer.step()
+        # accelerate's own wrappers would update the scale once per optimizer
+        if scaler is not None:
+            for optimizer in optimizers.all:
+                scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        for optimizer, schedule in zip(optimizers.all, schedules, strict=True):
+            optimizer.step() if scaler is None else scaler.step(optimizer)
             schedule.step()
+        if scaler is not None:
+            scaler.update()
         optimizers.drop_gradients(model)
         ema.step(parameters)
         step, since = step + 1, since + 1
         found = {**scalars, "loss": loss, "grad_norm": torch.as_tensor(norm)}
         values = {name: float(value.detach()) for name, value in found.items()}
-        if math.isnan(values["loss"]):
+        if not math.isfinite(values["loss"]):
             raise PFStorerError(
-                f"The loss became NaN at step {step}: lower the learning rate or use "
-                f"mixed_precision='no'; the state before it is in {folder / 'state'}."
+                f"The loss was {values['loss']} at step {step}: lower the learning rate or choose "
+                "the precision 'no' (float32)."
             )
         for name, value in values.items():
             running[name] = running.get(name, 0.0) + value

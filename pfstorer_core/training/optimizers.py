@@ -37,6 +37,13 @@ class Optimizers:
             layers = (m for m in model.modules() if isinstance(m, _MATRIX_LAYERS))
             self._matrices = [m.weight for m in layers if m.weight.requires_grad]
         self._views = [nn.Parameter(p.data.flatten(1)) for p in self._matrices]
+        if any(
+            v.data_ptr() != p.data_ptr() for v, p in zip(self._views, self._matrices, strict=True)
+        ):
+            raise PFStorerError(
+                "Muon cannot train weights in the channels_last memory format; keep the model "
+                "contiguous or use adamw."
+            )
         taken = {id(p) for p in self._matrices}
         rest = [p for p in trained if id(p) not in taken]
         self.all: list[torch.optim.Optimizer] = []

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pfstorer_core.training.identity import IdentityTrainingConfig
 from torch import Tensor
 
 from pfstorer_core.adapter import IdentityAdapter
+from pfstorer_core.training.identity import IdentityTrainingConfig
 
 logger = logging.getLogger(__name__)
 

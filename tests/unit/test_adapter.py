@@ -100,6 +100,7 @@ def test_the_description_is_plain_json_of_known_fields(path: Path) -> None:
         "steps",
         "date",
         "training",
+        "unet_digest",
     }
     assert values["config"] == dataclasses.asdict(INFO.config)
     assert values["site_channels"] == SITES

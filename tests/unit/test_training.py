@@ -298,5 +298,13 @@ def test_errors(tmp_path):
         loss, _ = objective(model, generator)
         return loss * float("nan"), {}
 
-    with pytest.raises(PFStorerError, match="loss became NaN"):
+    with pytest.raises(PFStorerError, match="loss was nan at step 1"):
         fit(model, broken, CONFIG, tmp_path / "nan")
+
+
+def test_muon_refuses_weights_that_it_could_not_reach():
+    """Its views of a channels_last kernel would be copies, and the kernel never trained."""
+    model = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    with pytest.raises(PFStorerError, match="channels_last"):
+        Optimizers(model, "muon", 1e-3, 0.0)
+    Optimizers(model, "adamw", 1e-3, 0.0)
