@@ -26,7 +26,8 @@ from pfstorer_core.encoder import EncoderConfig
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host import bundled, identities, patches
 from pfstorer_core.host.identities import AppliedIdentity, additions
-from pfstorer_core.host.sites import find_identity_sites
+from pfstorer_core.host.sampling import encode_references
+from pfstorer_core.host.sites import find_identity_sites, unet_digest
 from pfstorer_core.personalization import PersonalizationConfig
 
 SIZE = (16, 16)
@@ -641,3 +642,23 @@ def test_stable_diffusions_layout_runs(config: dict[str, Any]) -> None:
             results.append(unet(*args, transformer_options=options))
     assert results[1].isfinite().all()
     assert relative_l2(results[1], results[0]) > 1e-3
+
+
+def test_another_checkpoint_of_the_same_shape_is_refused(tmp_path: Path, ada) -> None:
+    """The restorer alone does not make the base."""
+    model = host.load_base_restorer(write_bundled(tmp_path / "same.safetensors"))[0]
+    known = dataclasses.replace(ada.info, unet_digest=unet_digest(model.model.diffusion_model))
+    other = IdentityAdapter(known)
+    other.load_state_dict(ada.state_dict())
+    host.apply_identity(model, other)
+    with torch.no_grad():
+        model.model.diffusion_model.out[-1].weight.add_(0.5)
+    with pytest.raises(PFStorerError, match="another Stable Diffusion checkpoint"):
+        host.apply_identity(model, other)
+
+
+def test_large_references_are_scaled_to_the_restorers_size(loaded) -> None:
+    """The tiny restorer was made for 128 pixels; latents are a quarter, their sides even."""
+    photos = [torch.rand(1, 300, 600, 3), torch.rand(2, 60, 44, 1)]
+    shapes = [tuple(x.shape) for x in encode_references(loaded[0], loaded[2], photos)]
+    assert shapes == [(1, 4, 32, 64), (2, 4, 16, 12)]

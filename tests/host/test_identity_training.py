@@ -457,3 +457,28 @@ class TestRefusals:
             train(loaded, photos, config={"optimizer": "sgd"})
         with pytest.raises(PFStorerError, match="tokens is -1"):
             train(loaded, photos, config={"tokens": -1})
+
+
+def test_weights_of_inference_mode_can_be_trained_on(tmp_path: Path, photos) -> None:
+    """As in a node; a VAE of Stable Diffusion also has weights that ask for gradients."""
+    with torch.inference_mode():
+        loaded = host.load_base_restorer(write_bundled(tmp_path / "tiny.safetensors"))
+        loaded[2].first_stage_model.requires_grad_(True)
+        adapter = train(loaded, photos)
+    assert any(adapter.block(site).out.weight.any() for site in adapter.sites)
+
+
+def test_views_are_of_a_size_that_the_unet_takes(loaded, photos) -> None:
+    with pytest.raises(PFStorerError, match="size is 36 pixels; choose a multiple of 8"):
+        train(loaded, photos, config={"size": 36})
+
+
+def test_a_lora_on_the_model_is_mentioned_and_left_out(loaded, photos, whole) -> None:
+    model = loaded[0].clone()
+    key = "diffusion_model.input_blocks.0.0.weight"
+    weight = model.model.state_dict()[key]
+    assert model.add_patches({key: ("diff", (torch.ones_like(weight),))}), "the host knows the key"
+    said: list[str] = []
+    adapter = train((model, *loaded[1:]), photos, on_warning=said.append)
+    assert any("carries a LoRA" in sentence for sentence in said)
+    assert same(adapter, whole[0])
