@@ -128,7 +128,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, default=8)
     add("--sampler", default="euler")
     add("--scheduler", default="normal")
-    add("--color-fix", default="wavelet")
+    add("--color-fix", default="none")
     add("--start", default="LQ image")
     add("--seed", type=int, default=0, help="of views, degradations, noise and training")
     return parser.parse_args(arguments)

@@ -145,7 +145,7 @@ def identity_path(name: str, free: bool = False) -> Path:
 def identity_name(path: Path) -> str:
     """Returns how an identity adapter's file is called in ComfyUI's lists."""
     root = Path(folder_paths.get_folder_paths(IDENTITY_FOLDER)[0])
-    return path.relative_to(root).as_posix()
+    return str(path.relative_to(root))
 
 
 def training_folder() -> Path:
