@@ -13,9 +13,10 @@ import pytest
 from comfyui_client import Client, Server
 from setup_host import find_comfyui
 
-# torch's threads else spin while they wait: where another program wants the same cores, a run takes
-# many times as long. Read when torch is first imported, which is later.
+# torch's threads else spin long while they wait: where another program wants the same cores, a run
+# takes many times as long. Read when torch is first imported, which is later.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 TESTS = Path(__file__).parent
 MARKS = {"host": ("host",), "browser": ("host", "browser")}
