@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import PFStorerError
 from .files import read_weights, write_safetensors
+from .layouts import module_name
 from .personalization import PersonalizationBlock, PersonalizationConfig
 
 METADATA_KEY = "pfstorer_identity"
@@ -78,7 +79,7 @@ class IdentityAdapter(nn.Module):
         self.info = info
         self.blocks = nn.ModuleDict(
             {
-                _module_name(site): PersonalizationBlock(
+                module_name(site): PersonalizationBlock(
                     channels,
                     info.context_dim,
                     info.config,
@@ -110,7 +111,7 @@ class IdentityAdapter(nn.Module):
         Raises:
             KeyError: the adapter has none there.
         """
-        return self.blocks[_module_name(site)]  # type: ignore[return-value]
+        return self.blocks[module_name(site)]  # type: ignore[return-value]
 
     def copy_with(self, operations: Any, dtype: torch.dtype | None = None) -> IdentityAdapter:
         """Returns a frozen copy on the CPU with other layer types, for use in a host."""
@@ -219,7 +220,3 @@ def _check_weights(state: Mapping[str, Any], info: AdapterInfo, name: str) -> No
         raise PFStorerError(
             f"Identity adapter '{name}' is damaged: its weight {key} {fault}; save it again."
         )
-
-
-def _module_name(site: str) -> str:
-    return site.replace(".", "_")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import PFStorerError
+from .ranges import lists_to_tuples
 
 _UNSHUFFLE = 2  # pixels per axis that become channels of the first layer
 _LARGEST = 4096  # of any size, so that a damaged file cannot ask for all memory
@@ -55,17 +55,14 @@ class EmbeddingConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EmbeddingConfig:
+    def from_dict(cls, values: dict[str, Any]) -> EmbeddingConfig:
         """Returns the sizes that `to_dict` wrote.
 
         Raises:
             PFStorerError: an unknown name or an impossible size.
         """
         try:
-            read: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-            }
-            return cls(**read)
+            return cls(**lists_to_tuples(values))
         except (TypeError, AttributeError) as error:
             raise PFStorerError(
                 f"The embedding's sizes cannot be read ({error}); get the file again."

@@ -29,6 +29,11 @@ _FIRST_LEVEL = tuple(
 )
 
 
+def module_name(site: str) -> str:
+    """Returns a site's key in a `ModuleDict`, which takes no dots."""
+    return site.replace(".", "_")
+
+
 def sft_prefix(site: str) -> str:
     """Returns the prefix of the checkpoint keys of a site's SFT block."""
     return f"{UNET_PREFIX}{site}.spade."

@@ -24,6 +24,7 @@ from .layouts import (
     infer_context_dim,
     infer_encoder,
     infer_sft,
+    module_name,
     sft_prefix,
     split,
     tensors_of,
@@ -103,7 +104,7 @@ class BaseRestorer(nn.Module):
         self.encoder = TimeAwareEncoder(info.encoder, **place)
         self.sft_blocks = nn.ModuleDict(
             {
-                _module_name(site): SFTBlock(channels, info.encoder.out_channels, hidden, **place)
+                module_name(site): SFTBlock(channels, info.encoder.out_channels, hidden, **place)
                 for site, (channels, hidden) in sft_shapes.items()
             }
         )
@@ -174,7 +175,7 @@ class BaseRestorer(nn.Module):
         Raises:
             KeyError: the restorer has none there.
         """
-        block = self.sft_blocks[_module_name(site)]
+        block = self.sft_blocks[module_name(site)]
         return block  # type: ignore[return-value]
 
     def forward(self, lq_latent: Tensor, timesteps: Tensor) -> list[Tensor]:
@@ -333,7 +334,3 @@ def _parse_info(metadata: Mapping[str, str], subject: str) -> RestorerInfo | Non
         f"{subject} has format version {version}, but this plugin reads version {FORMAT_VERSION}; "
         "update the plugin."
     )
-
-
-def _module_name(site: str) -> str:
-    return site.replace(".", "_")

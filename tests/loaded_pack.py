@@ -4,6 +4,20 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+BUNDLED = "bundled in restorer"  # as checkpoint of Load Base Restorer
+RESTORE = {  # inputs of Tiled Restore beside model, VAE and image
+    "scale": 1.0,
+    "longest_side": 0,
+    "seed": 0,
+    "steps": 2,
+    "cfg": 1.0,
+    "sampler_name": "euler",
+    "scheduler": "normal",
+    "denoise": 1.0,
+    "start": "LQ image",
+    "color_fix": "wavelet",
+}
+
 
 class Pack:
     """The plugin's modules and nodes in this process.

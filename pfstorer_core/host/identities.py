@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ..adapter import IdentityAdapter
 from ..errors import PFStorerError
 from ..personalization import PersonalizationBlock, reference_tokens
+from .conditions import Conds, with_model_conds
 from .sites import PATCH
 
 IDENTITY_KEY = "pfstorer_identities"
@@ -146,7 +147,7 @@ class IdentityMasks:
         self,
         executor: Any,
         model: Any,
-        conds: list[list[dict[str, Any]] | None],
+        conds: Conds,
         x_in: Tensor,
         *args: Any,
         **kwargs: Any,
@@ -160,10 +161,7 @@ class IdentityMasks:
                 mask = comfy.utils.repeat_to_batch_size(mask, x_in.shape[0])
                 added[key] = comfy.conds.CONDNoiseShape(mask)
         if added:
-            conds = [
-                cond and [{**c, "model_conds": {**c.get("model_conds", {}), **added}} for c in cond]
-                for cond in conds
-            ]
+            conds = with_model_conds(conds, added)
         return executor(model, conds, x_in, *args, **kwargs)
 
 

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import PFStorerError
 from ..restorer import BaseRestorer
 from ..sft import SFTBlock
+from .conditions import Conds, with_model_conds
 from .identities import (
     IDENTITY_KEY,
     Addition,
@@ -129,11 +130,11 @@ class RestorerWrapper:
         added = additions(self.identities, unet, x, options, kwargs)
         state = _Forward({}, {}, {}, self.checkpoint)
         for site, (sft, feature) in _sft_blocks(unet, self.restorer, features).items():
-            state.sft[unet.get_submodule(site)] = (sft, feature)
-            state.sites[unet.get_submodule(site)] = site
+            layer = unet.get_submodule(site)
+            state.sft[layer], state.sites[layer] = (sft, feature), site
         for site, parts in added.items():
-            state.additions[unet.get_submodule(site)] = parts
-            state.sites[unet.get_submodule(site)] = site
+            layer = unet.get_submodule(site)
+            state.additions[layer], state.sites[layer] = parts, site
         options[_FORWARD] = state
         options.pop("block", None)
         out = executor(x, timesteps, context, y, control, options, **kwargs)
@@ -186,7 +187,7 @@ class LQCondition:
         self,
         executor: Any,
         model: Any,
-        conds: list[list[dict[str, Any]] | None],
+        conds: Conds,
         x_in: Tensor,
         timestep: Tensor,
         model_options: dict[str, Any],
@@ -195,11 +196,7 @@ class LQCondition:
         """Runs the conditions of one step, x_in: (B, C, H, W)."""
         check_latent_size(self.lq_latent, x_in)
         lq_cond = comfy.conds.CONDNoiseShape(self.lq_latent)
-        conds = [
-            cond
-            and [{**c, "model_conds": {**c.get("model_conds", {}), LQ_COND: lq_cond}} for c in cond]
-            for cond in conds
-        ]
+        conds = with_model_conds(conds, {LQ_COND: lq_cond})
         # Conditions with an area see their own crops, which cannot share features.
         if not any("area" in c for cond in conds if cond for c in cond):
             options = {**model_options.get("transformer_options", {}), _STEP: _Step(x_in.shape[0])}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import PFStorerError
 from .loop import Objective
-from .losses import diffusion_loss, diffusion_target
+from .losses import diffusion_loss, diffusion_target, stratified_timesteps
 from .pool import LatentPool
 
 if TYPE_CHECKING:
@@ -78,10 +78,7 @@ def restoration_objective(
         latent, lq_latent = pool.draw(config.batch, generator)  # (B, C, h, w) each
         count = len(latent)
         noise = torch.randn(latent.shape, generator=generator)
-        # stratified over the batch: every step sees all noise levels, which steadies the gradient
-        place = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        last = schedule.config["num_train_timesteps"] - 1
-        timesteps = (place * (last + 1)).long().clamp(max=last)  # rounding may give place 1
+        timesteps = stratified_timesteps(schedule, count, generator)
         blind = torch.rand(count, 1, 1, 1, generator=generator) < config.noise_lq_probability
         lq_noise = torch.randn(latent.shape, generator=generator)
         spread = torch.rand(count, 1, 1, 1, generator=generator) * config.lq_noise

@@ -15,7 +15,7 @@ from ..errors import PFStorerError
 from ..personalization import PersonalizationConfig
 from ..views import ViewConfig, random_view
 from .loop import LoopConfig, Objective
-from .losses import diffusion_loss, diffusion_target
+from .losses import diffusion_loss, diffusion_target, stratified_timesteps
 from .pool import Encode, LatentPool, degrade_mixed
 
 if TYPE_CHECKING:
@@ -215,9 +215,7 @@ def identity_objective(
         lq_latent = torch.cat(parts)  # (k * B, C, h, w)
         latent = latent.repeat(len(parts), 1, 1, 1)  # (k * B, C, h, w)
         noise = torch.randn(latent.shape, generator=generator)
-        timesteps = _stratified(config.batch, len(parts), generator)  # (k * B,)
-        count = schedule.config["num_train_timesteps"]
-        timesteps = (timesteps * count).long().clamp(max=count - 1)
+        timesteps = stratified_timesteps(schedule, config.batch, generator, blocks=len(parts))
         shown = torch.rand(1, generator=generator) < config.reference_probability
         number = int(torch.randint(len(pool), (1,), generator=generator))
         reference = pool.clean[number : number + 1].float() if shown else None
@@ -238,9 +236,3 @@ def identity_objective(
         return loss, {"restore": restore, "generate": generate}
 
     return objective
-
-
-def _stratified(count: int, blocks: int, generator: torch.Generator) -> Tensor:
-    """Uniform numbers in [0, 1], (blocks * count,); each block covers all of it evenly."""
-    place = torch.arange(count).repeat(blocks)
-    return (place + torch.rand(len(place), generator=generator)) / count

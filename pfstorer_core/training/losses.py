@@ -27,6 +27,19 @@ def noise_schedule(prediction_type: str) -> DDPMScheduler:
     )
 
 
+def stratified_timesteps(
+    schedule: DDPMScheduler, count: int, generator: torch.Generator, blocks: int = 1
+) -> Tensor:
+    """Random timesteps (blocks * count,); each block of `count` covers all of them evenly.
+
+    Every step then sees all noise levels, which steadies the gradient.
+    """
+    place = torch.arange(count).repeat(blocks)
+    place = (place + torch.rand(len(place), generator=generator)) / count  # in [0, 1]
+    steps = schedule.config["num_train_timesteps"]
+    return (place * steps).long().clamp(max=steps - 1)  # rounding may give place 1
+
+
 def diffusion_target(
     schedule: DDPMScheduler, latent: Tensor, noise: Tensor, timesteps: Tensor
 ) -> Tensor:

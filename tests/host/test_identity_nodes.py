@@ -10,24 +10,12 @@ import pytest
 import safetensors.torch
 import torch
 from golden_weights import relative_l2
+from loaded_pack import BUNDLED, RESTORE
 from tiny_models import image, random_adapter, write_bundled
 
 from pfstorer_core import host
 
 RESTORER = "tiny_identity_nodes.safetensors"
-BUNDLED = "bundled in restorer"
-RESTORE = {
-    "scale": 1.0,
-    "longest_side": 0,
-    "seed": 0,
-    "steps": 2,
-    "cfg": 1.0,
-    "sampler_name": "euler",
-    "scheduler": "normal",
-    "denoise": 1.0,
-    "start": "LQ image",
-    "color_fix": "none",
-}
 APPLY = {"gamma": 1.0, "start": 0.0, "end": 1.0}
 TRAIN = {
     "name": "Ada",
@@ -81,7 +69,8 @@ def apply(pack: Any, model: Any, adapter: Any, **settings: Any) -> Any:
 
 
 def restore(pack: Any, model: Any, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-    return pack.node("PFStorerTiledRestore").execute(model, vae, pixels, **RESTORE).args[0]
+    settings = {**RESTORE, "color_fix": "none"}
+    return pack.node("PFStorerTiledRestore").execute(model, vae, pixels, **settings).args[0]
 
 
 def train(pack: Any, loaded: Any, photos: list[torch.Tensor], **settings: Any) -> Any:

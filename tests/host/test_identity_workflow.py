@@ -13,6 +13,7 @@ import torch
 from comfyui_client import REPO, TEXT_EVENT, Client, PromptRefused, Run, Server
 from PIL import Image
 from tiny_models import randomise, write_bundled
+from workflow_runs import changed, pictures
 
 from pfstorer_core.adapter import IdentityAdapter
 
@@ -57,23 +58,6 @@ def people(server: Server, training: Prompt) -> tuple[str, str]:
 
 def identities(server: Server) -> Path:
     return server.base / "models" / "pfstorer_identities"
-
-
-def changed(prompt: Prompt, node: str, **inputs: Any) -> Prompt:
-    prompt = copy.deepcopy(prompt)
-    prompt[node]["inputs"] |= inputs
-    return prompt
-
-
-def pictures(client: Client, run: Run) -> dict[str, np.ndarray]:
-    """Returns the pictures of each node that has some, (views, height, width, 3) in 0..255."""
-    return {
-        node: np.stack(
-            [np.asarray(Image.open(io.BytesIO(client.download(i)))) for i in output["images"]]
-        ).astype(float)
-        for node, output in run.outputs.items()
-        if "images" in output
-    }
 
 
 def texts(run: Run, node: str = TRAIN) -> list[str]:

@@ -8,21 +8,8 @@ from typing import Any
 import pytest
 import torch
 from comfyui_client import REPO
+from loaded_pack import BUNDLED, RESTORE
 from tiny_models import image, write_bundled
-
-BUNDLED = "bundled in restorer"
-RESTORE = {
-    "scale": 1.0,
-    "longest_side": 0,
-    "seed": 0,
-    "steps": 2,
-    "cfg": 1.0,
-    "sampler_name": "euler",
-    "scheduler": "normal",
-    "denoise": 1.0,
-    "start": "LQ image",
-    "color_fix": "wavelet",
-}
 
 
 @pytest.fixture(scope="module")

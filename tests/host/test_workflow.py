@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comfyui_client import REPO, Client, PromptRefused, Run, Server
+from comfyui_client import REPO, Client, PromptRefused, Server
 from PIL import Image
 from tiny_models import write_bundled
+from workflow_runs import changed, pictures
 
 PROMPT = json.loads((REPO / "example_workflows" / "api" / "restore_photo.json").read_text())
 LOADER, CLEAN, DEGRADED, RESTORE, SAVE = "1", "2", "3", "4", "5"
@@ -24,22 +25,6 @@ def prompt(server: Server) -> dict[str, Any]:
     prompt = copy.deepcopy(PROMPT)
     prompt[LOADER]["inputs"]["restorer"] = TINY
     return prompt
-
-
-def changed(prompt: dict[str, Any], node: str, **inputs: Any) -> dict[str, Any]:
-    prompt = copy.deepcopy(prompt)
-    prompt[node]["inputs"] |= inputs
-    return prompt
-
-
-def pictures(client: Client, run: Run) -> dict[str, np.ndarray]:
-    """Returns the pictures of each node that has some, (views, height, width, 3) in 0..255."""
-    return {
-        node: np.stack(
-            [np.asarray(Image.open(io.BytesIO(client.download(i)))) for i in output["images"]]
-        ).astype(float)
-        for node, output in run.outputs.items()
-    }
 
 
 def error_of(client: Client, prompt: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,18 @@
+"""Model conditions: what reaches the UNet with every condition of a step."""
+
+from typing import Any
+
+Conds = list[list[dict[str, Any]] | None]
+
+
+def with_model_conds(conds: Conds, added: dict[str, Any]) -> Conds:
+    """Returns a step's conditions with further model conditions in each; the given ones stay.
+
+    Args:
+        conds: as a `CALC_COND_BATCH` wrapper gets them; None stands for a condition not computed.
+        added: `comfy.conds` objects by keyword of the UNet's forward.
+    """
+    return [
+        cond and [{**c, "model_conds": {**c.get("model_conds", {}), **added}} for c in cond]
+        for cond in conds
+    ]
