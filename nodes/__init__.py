@@ -1,13 +1,14 @@
 """ComfyUI nodes: each checks its inputs, calls `pfstorer_core` and wraps the result."""
 
-from .demo import DemoPortrait
+from .demo import DemoGroup, DemoPortrait
 from .identity import ApplyPersonalization, LoadIdentity, SaveIdentity
-from .load import LoadBaseRestorer
+from .load import LoadBaseRestorer, LoadCFWDecoder
 from .restore import ConditionOnLQ, TiledRestore
 from .train import TrainIdentityAdapter
 
 NODES = [
     LoadBaseRestorer,
+    LoadCFWDecoder,
     ConditionOnLQ,
     TiledRestore,
     TrainIdentityAdapter,
@@ -15,4 +16,5 @@ NODES = [
     LoadIdentity,
     ApplyPersonalization,
     DemoPortrait,
+    DemoGroup,
 ]

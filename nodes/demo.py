@@ -4,9 +4,10 @@ import torch
 from comfy_api.latest import io
 
 from ..pfstorer_core.degradation import PRESETS, degrade
-from ..pfstorer_core.portraits import portrait_set
+from ..pfstorer_core.portraits import degrade_group, group_photo, portrait_set
 
 CLEAN = "none"
+NOBODY = -1
 
 
 class DemoPortrait(io.ComfyNode):
@@ -79,3 +80,114 @@ class DemoPortrait(io.ComfyNode):
             generator = torch.Generator().manual_seed(seed)
             images = degrade(images, PRESETS[degradation], generator)
         return io.NodeOutput(images.movedim(1, -1).contiguous())
+
+
+class DemoGroup(io.ComfyNode):
+    """Renders a photo of several people who do not exist, and where each one's head is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describes inputs and outputs."""
+        return io.Schema(
+            node_id="PFStorerDemoGroup",
+            display_name="Demo Group Photo",
+            category="PFStorer",
+            description=(
+                "Renders one drawn picture of up to three people who do not exist, sharp or "
+                "degraded, and a mask of each one's head. The identities are those of Demo "
+                "Portrait."
+            ),
+            search_aliases=["test image", "several people", "synthetic group", "face masks"],
+            inputs=[
+                io.Int.Input(
+                    "identity_1",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    tooltip="Number of the person on the left.",
+                ),
+                io.Int.Input(
+                    "identity_2",
+                    default=1,
+                    min=NOBODY,
+                    max=2**31 - 1,
+                    tooltip="Number of the next person; -1 is nobody.",
+                ),
+                io.Int.Input(
+                    "identity_3",
+                    default=NOBODY,
+                    min=NOBODY,
+                    max=2**31 - 1,
+                    tooltip="Number of the person on the right; -1 is nobody.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=1024,
+                    min=64,
+                    max=4096,
+                    step=8,
+                    tooltip="Width in pixels.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=512,
+                    min=64,
+                    max=4096,
+                    step=8,
+                    tooltip=(
+                        "Height in pixels. A face is about two thirds of the height or, in a "
+                        "high picture, of a person's share of the width."
+                    ),
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=True,
+                    tooltip="Seed of places, poses, light, background and of the degradation.",
+                ),
+                io.Combo.Input(
+                    "degradation",
+                    options=[CLEAN, *PRESETS],
+                    default=CLEAN,
+                    tooltip=(
+                        "How the picture is spoilt (blur, noise, small size, JPEG); it keeps its "
+                        "width and height."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Image.Output(tooltip="The group photo."),
+                *(
+                    io.Mask.Output(
+                        display_name=f"mask_{k}",
+                        tooltip=f"Head and hair of the person of identity_{k}; empty for nobody.",
+                    )
+                    for k in (1, 2, 3)
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        identity_1: int,
+        identity_2: int,
+        identity_3: int,
+        width: int,
+        height: int,
+        seed: int,
+        degradation: str,
+    ) -> io.NodeOutput:
+        """Renders the group."""
+        identities = (identity_1, identity_2, identity_3)
+        present = [k for k, number in enumerate(identities) if number != NOBODY]
+        photo = group_photo([identities[k] for k in present], height, width, seed)
+        image = photo.picture  # (1, 3, height, width)
+        if degradation != CLEAN:
+            generator = torch.Generator().manual_seed(seed)
+            image = degrade_group(photo, PRESETS[degradation], generator)
+        masks = torch.zeros(len(identities), 1, height, width)
+        masks[present] = photo.masks[:, None]  # (people, 1, height, width)
+        return io.NodeOutput(image.movedim(1, -1).contiguous(), *masks)

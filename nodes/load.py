@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..pfstorer_core.host import load_base_restorer, loading
+from ..pfstorer_core.host import load_base_restorer, load_cfw, loading
 
 BUNDLED = "bundled in restorer"
 
@@ -64,3 +64,39 @@ class LoadBaseRestorer(io.ComfyNode):
             loading.restorer_path(restorer),
             None if checkpoint == BUNDLED else loading.checkpoint_path(checkpoint),
         )
+
+
+class LoadCFWDecoder(io.ComfyNode):
+    """Loads an autoencoder whose decoder can look at the LQ image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describes inputs and outputs, with the files that are there now."""
+        return io.Schema(
+            node_id="PFStorerLoadCFW",
+            display_name="Load CFW Decoder",
+            category="PFStorer",
+            description=(
+                "Loads a VAE with controllable feature wrapping (CFW). With it, Tiled Restore's "
+                "fidelity keeps the result closer to the input; elsewhere it is a plain VAE."
+            ),
+            search_aliases=["StableSR", "controllable feature wrapping", "fidelity", "VAE"],
+            inputs=[
+                io.Combo.Input(
+                    "cfw",
+                    options=loading.vae_names(),
+                    tooltip="StableSR's CFW checkpoint in models/vae, .ckpt or .safetensors.",
+                ),
+            ],
+            outputs=[io.Vae.Output(tooltip="VAE for Tiled Restore; its fidelity then works.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, cfw: str) -> tuple[str, int, int]:
+        """Returns name, time and size of the file, so that a changed file is loaded again."""
+        return loading.file_state(loading.vae_path(cfw))
+
+    @classmethod
+    def execute(cls, cfw: str) -> io.NodeOutput:
+        """Loads the file."""
+        return io.NodeOutput(load_cfw(loading.vae_path(cfw)))

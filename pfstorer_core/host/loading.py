@@ -68,6 +68,11 @@ def checkpoint_names() -> list[str]:
     return folder_paths.get_filename_list("checkpoints")
 
 
+def vae_names() -> list[str]:
+    """Returns the files of autoencoders to choose from."""
+    return folder_paths.get_filename_list("vae")
+
+
 def restorer_path(name: str) -> Path:
     """Returns the file of a restorer that `restorer_names` lists.
 
@@ -90,6 +95,15 @@ def checkpoint_path(name: str) -> Path:
         PFStorerError: there is no such file.
     """
     return _find(name, "checkpoints", "checkpoint")
+
+
+def vae_path(name: str) -> Path:
+    """Returns the file of an autoencoder.
+
+    Raises:
+        PFStorerError: there is no such file.
+    """
+    return _find(name, "vae", "VAE")
 
 
 def identity_names() -> list[str]:

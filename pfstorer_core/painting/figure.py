@@ -19,13 +19,15 @@ from .head import (
 )
 
 _EAR_RED = (1.0, 0.93, 0.92)  # factor on the skin
+_SHOULDER_W = 1.35  # half their width, head units
+_CHEST_Y = 2.02  # where the body is as wide as that
 _FAR = 9.0  # a distance outside everything, in head units
 
 
 def body(picture: Tensor, head: Head) -> Tensor:
     """Neck and shoulders; they follow the head only partly, so they stay upright."""
     who, view, y = head.who, head.view, head.py
-    x = head.px * 0.995 + 0.10 * torch.sin(view["yaw"]) * (y - 0.6)
+    x = _upright(head)
 
     neck_w = 0.40 + 0.10 * who["width"] + 0.10 * ((y - 0.95) / 0.5).clamp(0, 1) ** 2
     neck = torch.maximum(x.abs() - neck_w, 0.3 - y)
@@ -36,13 +38,33 @@ def body(picture: Tensor, head: Head) -> Tensor:
     neck_colour = who["skin"] * shade[:, None] * 1.1
     picture = paint(picture, neck_colour, head.inside(neck)[:, None])
 
-    shoulder = radius(x / 1.35, (y - 2.02) / 0.72) - 1
-    opening = radius(x / 0.50, (y - 1.18) / (0.30 + 0.22 * view["collar"])) - 1
+    shoulder = radius(x / _SHOULDER_W, (y - _CHEST_Y) / 0.72) - 1
+    colour, opening = _cloth(head, x)
     cloth = torch.maximum(shoulder, -opening * 0.5)
+    return paint(picture, colour, head.inside(cloth * 0.9)[:, None])
+
+
+def torso(picture: Tensor, head: Head) -> Tensor:
+    """What is below the chest of someone who is not cut off there by the picture's lower edge."""
+    x, y = _upright(head), head.py
+    colour, _ = _cloth(head, x)
+    arms = bump(x.abs() - _SHOULDER_W * 0.72, 0.05) * ((y - _CHEST_Y - 0.2) / 0.5).clamp(0, 1)
+    alpha = head.inside(torch.maximum((x.abs() - _SHOULDER_W) * 0.9, _CHEST_Y - y))
+    return paint(picture, colour * (1 - 0.3 * arms)[:, None], alpha[:, None])
+
+
+def _upright(head: Head) -> Tensor:
+    """The body's own x (B, H, W): it turns less than the head."""
+    return head.px * 0.995 + 0.10 * torch.sin(head.view["yaw"]) * (head.py - 0.6)
+
+
+def _cloth(head: Head, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The clothes' colour (B, 3, H, W), and how far outside the collar's opening a pixel is."""
+    view, y = head.view, head.py
+    opening = radius(x / 0.50, (y - 1.18) / (0.30 + 0.22 * view["collar"])) - 1
     fold = 0.85 + 0.10 * torch.sin(5 * x + 3 * y) + 0.2 * head.light[0] * x
     hem = bump(opening, 0.10) * 0.25
-    cloth_colour = view["cloth"] * (fold * (0.4 + 0.6 * view["ambient"]) + hem)[:, None]
-    return paint(picture, cloth_colour, head.inside(cloth * 0.9)[:, None])
+    return view["cloth"] * (fold * (0.4 + 0.6 * view["ambient"]) + hem)[:, None], opening
 
 
 def ears(picture: Tensor, head: Head) -> Tensor:

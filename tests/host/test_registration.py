@@ -8,8 +8,10 @@ from comfyui_client import PACK, REPO, Client, Server
 NODES = {
     "PFStorerApplyPersonalization": "Apply Personalization",
     "PFStorerConditionOnLQ": "Condition on LQ Image",
+    "PFStorerDemoGroup": "Demo Group Photo",
     "PFStorerDemoPortrait": "Demo Portrait",
     "PFStorerLoadBaseRestorer": "Load Base Restorer",
+    "PFStorerLoadCFW": "Load CFW Decoder",
     "PFStorerLoadIdentity": "Load Identity Adapter",
     "PFStorerSaveIdentity": "Save Identity Adapter",
     "PFStorerTiledRestore": "Tiled Restore",

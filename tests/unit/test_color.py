@@ -2,10 +2,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from golden_weights import TOLERANCE, Goldens, relative_l2
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from pfstorer_core.color import adain_fix, wavelet_fix
+from pfstorer_core.color import adain_fix, is_grey, to_grey, wavelet_fix
 from pfstorer_core.errors import PFStorerError
 
 Fix = Callable[[Tensor, Tensor], Tensor]
@@ -102,3 +104,102 @@ def test_wavelet_names_both_sizes() -> None:
 def test_refusals(fix: Fix, image: Tensor, reference: Tensor, message: str) -> None:
     with pytest.raises(PFStorerError, match=message):
         fix(image, reference)
+
+
+def blur(image: Tensor) -> Tensor:
+    """The wavelet's coarse part, written as one convolution per level over the whole picture."""
+    weights = torch.tensor([0.25, 0.5, 0.25])
+    kernel = (weights[:, None] * weights).expand(3, 1, 3, 3)
+    for d in (1, 2, 4, 8, 16):
+        image = F.conv2d(F.pad(image, (d, d, d, d), mode="replicate"), kernel, groups=3, dilation=d)
+    return image
+
+
+@pytest.mark.parametrize("size", [(700, 2200), (1100, 600)])
+def test_wavelet_bands_leave_no_border(size: tuple[int, int], generator: torch.Generator) -> None:
+    image, reference = (torch.rand(2, 3, *size, generator=generator) for _ in range(2))
+    whole = (image - blur(image) + blur(reference)).clamp(0, 1)
+    torch.testing.assert_close(wavelet_fix(image, reference), whole, rtol=0, atol=1e-6)
+
+
+def test_adain_takes_the_statistics_of_the_whole_picture(generator: torch.Generator) -> None:
+    """The picture's parts differ, so the statistics of its bands are not its own."""
+    ramp = torch.linspace(0, 0.5, 1500)[:, None]
+    image = ramp + 0.3 * torch.rand(1, 3, 1500, 700, generator=generator)
+    reference = 0.2 + 0.4 * torch.rand(1, 3, 1500, 700, generator=generator)
+    result = adain_fix(image, reference)
+    for statistic in (torch.mean, torch.std):
+        expected = statistic(reference, dim=(2, 3))
+        torch.testing.assert_close(statistic(result, dim=(2, 3)), expected, rtol=1e-4, atol=1e-4)
+
+
+@both
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_result_in_place(fix: Fix, channels_last: bool, generator: torch.Generator) -> None:
+    image, reference = (torch.rand(2, 3, 1100, 500, generator=generator) for _ in range(2))
+    expected = fix(image, reference)
+    if channels_last:  # as ComfyUI's images are
+        image = image.movedim(1, -1).contiguous().movedim(-1, 1)
+    assert fix(image, reference, out=image) is image
+    torch.testing.assert_close(image, expected, rtol=0, atol=1e-6)
+
+
+def peak_memory(action: Callable[[], object]) -> int:
+    """Bytes that an action has allocated at most, what it returns included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as run:
+        action()
+    trace = run.profiler.kineto_results.events()
+    held = peak = 0
+    for event in sorted(trace, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize("fix", [wavelet_fix, adain_fix, to_grey])
+def test_memory_does_not_grow_with_the_height(fix: Callable[..., Tensor]) -> None:
+    def run(height: int) -> int:
+        images = torch.zeros(1 if fix is to_grey else 2, 1, 3, height, 512)
+        return peak_memory(lambda: fix(*images, out=images[0]))
+
+    low, high = run(2048), run(6144)
+    assert low > 0
+    assert high < 1.01 * low
+
+
+def test_grey_is_told_from_colour(generator: torch.Generator) -> None:
+    grey = torch.rand(3, 1, 600, 500, generator=generator).repeat(1, 3, 1, 1)
+    grey[1, 0] += 0.9 / 512
+    grey[2, 2, 599, 499] += 1.1 / 512
+    assert is_grey(grey) == [True, True, False]
+
+
+def test_grey_is_the_luma(generator: torch.Generator) -> None:
+    colours = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1.0]]).T.reshape(1, 3, 2, 2)
+    grey = torch.tensor([0.299, 0.587, 0.114, 1]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
+    torch.testing.assert_close(to_grey(colours), grey)
+    image = torch.rand(2, 3, 600, 500, generator=generator)
+    expected = to_grey(image)
+    assert is_grey(expected) == [True, True]
+    assert to_grey(image, out=image) is image
+    assert torch.equal(image, expected)
+    assert expected.max() <= 1
+
+
+@pytest.mark.parametrize("out", [torch.zeros(1, 3, 8, 9), torch.zeros(1, 3, 8, 8).half()])
+def test_an_unfit_place_for_the_result_is_named(out: Tensor) -> None:
+    image = torch.zeros(1, 3, 8, 8)
+    for run in (
+        lambda: wavelet_fix(image, image, out=out),
+        lambda: adain_fix(image, image, out=out),
+        lambda: to_grey(image, out=out),
+    ):
+        with pytest.raises(PFStorerError, match="The result's tensor is"):
+            run()
+
+
+@pytest.mark.parametrize("call", [is_grey, to_grey])
+def test_grey_needs_rgb(call: Callable[[Tensor], object]) -> None:
+    with pytest.raises(PFStorerError, match=r"The image has the shape \(1, 1, 8, 8\)"):
+        call(torch.zeros(1, 1, 8, 8))
