@@ -6,11 +6,14 @@ import comfy.samplers
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..pfstorer_core.host import condition_on_lq, restore, sampling
+from ..pfstorer_core.host import condition_on_lq, restoration, restore, sampling
+from ..pfstorer_core.host.progress import RestoreReport
+from ..pfstorer_core.upscaling import UPSCALINGS
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 MODEL_TOOLTIP = "MODEL of Load Base Restorer; LoRAs may lie between."
 VAE_TOOLTIP = "VAE of Load Base Restorer."
+MAX_SCALE = 20.0
 
 
 class ConditionOnLQ(io.ComfyNode):
@@ -60,20 +63,23 @@ class TiledRestore(io.ComfyNode):
             display_name="Tiled Restore",
             category="PFStorer",
             description=(
-                "Restores low-quality images: scales them up, samples with the restorer and gives "
-                "the result the colours of the input. This version takes outputs that fit one "
-                "tile: 1024 px with Stable Diffusion, 512 px with the mini restorer."
+                "Restores low-quality images of any size: scales them up, samples with the "
+                "restorer tile by tile and gives the result the colours of the input. People of "
+                "Apply Personalization are restored within their masks."
             ),
             search_aliases=["StableSR", "face restore", "super resolution", "upscale", "tile"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip=MODEL_TOOLTIP),
-                io.Vae.Input("vae", tooltip=VAE_TOOLTIP),
+                io.Vae.Input(
+                    "vae", tooltip="VAE of Load Base Restorer, or of Load CFW Decoder for fidelity."
+                ),
                 io.Image.Input("image", tooltip="Images to restore; an alpha channel is kept."),
                 io.Float.Input(
                     "scale",
                     default=1.0,
                     min=0.1,
-                    max=16.0,
+                    max=MAX_SCALE,
                     step=0.1,
                     tooltip="Output size as a multiple of the input size.",
                 ),
@@ -130,8 +136,8 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "start",
-                    options=list(sampling.STARTS),
-                    default=sampling.STARTS[0],
+                    options=list(restoration.STARTS),
+                    default=restoration.STARTS[0],
                     advanced=True,
                     tooltip=(
                         "What the sampler starts from: 'LQ image' keeps colours and layout better, "
@@ -140,11 +146,94 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "color_fix",
-                    options=list(sampling.COLOR_FIXES),
-                    default=sampling.COLOR_FIXES[0],
+                    options=list(restoration.COLOR_FIXES),
+                    default=restoration.COLOR_FIXES[0],
                     tooltip=(
                         "How the output gets the input's colours: 'wavelet' follows local colour, "
                         "'adain' shifts the picture as a whole."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "masked_only",
+                    default=False,
+                    optional=True,
+                    tooltip=(
+                        "Restore only what lies in the masks of Apply Personalization; the rest of "
+                        "the picture is scaled and stays as it is."
+                    ),
+                ),
+                io.Combo.Input(
+                    "upscaling",
+                    options=list(UPSCALINGS),
+                    default=UPSCALINGS[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "'progressive' reaches large scales in several passes, 'one pass' at once; "
+                        "'auto' takes several passes above a factor of 4."
+                    ),
+                ),
+                io.Int.Input(
+                    "tile_size",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=8,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Side of a tile in pixels; 0 chooses it from the free memory.",
+                ),
+                io.Float.Input(
+                    "overlap",
+                    default=0.25,
+                    min=0.0,
+                    max=0.75,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What neighbouring tiles share, as a share of the tile.",
+                ),
+                io.Int.Input(
+                    "tile_batch",
+                    default=0,
+                    min=0,
+                    max=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Tiles computed at once; 0 chooses it from the free memory.",
+                ),
+                io.Float.Input(
+                    "fidelity",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "With the VAE of Load CFW Decoder: how closely the decoder follows the "
+                        "input's structure; 0 is the plain VAE."
+                    ),
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=16,
+                    min=0,
+                    max=1024,
+                    optional=True,
+                    advanced=True,
+                    tooltip="With masked_only: pixels over which a mask's edge fades.",
+                ),
+                io.Int.Input(
+                    "encoder_interval",
+                    default=1,
+                    min=1,
+                    max=100,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Look at the input anew only every so many steps, which is a little "
+                        "faster; 1 is exact."
                     ),
                 ),
                 io.Conditioning.Input(
@@ -156,7 +245,12 @@ class TiledRestore(io.ComfyNode):
                     tooltip="Negative prompt, used if cfg is not 1; without it, the empty prompt.",
                 ),
             ],
-            outputs=[io.Image.Output(tooltip="Restored images.")],
+            outputs=[
+                io.Image.Output(tooltip="Restored images."),
+                io.String.Output(
+                    display_name="report", tooltip="What was done: tiles, memory, masks, time."
+                ),
+            ],
         )
 
     @classmethod
@@ -171,4 +265,6 @@ class TiledRestore(io.ComfyNode):
     ) -> io.NodeOutput:
         """Restores the images."""
         size = sampling.target_size(image, scale, longest_side)
-        return io.NodeOutput(restore(model, vae, image, size=size, **settings))
+        report = RestoreReport(cls.hidden.unique_id)
+        restored = restore(model, vae, image, size=size, report=report, **settings)
+        return io.NodeOutput(restored, "\n".join(report.lines))

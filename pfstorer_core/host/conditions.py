@@ -1,4 +1,4 @@
-"""Model conditions: what reaches the UNet with every condition of a step."""
+"""What reaches the UNet with every condition of a step: model conditions and options."""
 
 from typing import Any
 
@@ -16,3 +16,9 @@ def with_model_conds(conds: Conds, added: dict[str, Any]) -> Conds:
         cond and [{**c, "model_conds": {**c.get("model_conds", {}), **added}} for c in cond]
         for cond in conds
     ]
+
+
+def with_options(model_options: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
+    """Returns a step's model options with further transformer options; the given ones stay."""
+    options = {**model_options.get("transformer_options", {}), **added}
+    return {**model_options, "transformer_options": options}

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ..adapter import IdentityAdapter
 from ..errors import PFStorerError
 from ..personalization import PersonalizationBlock, reference_tokens
+from ..tiling import Tile
 from .conditions import Conds, with_model_conds
 from .sites import PATCH
 
@@ -37,7 +38,7 @@ class AppliedIdentity:
     Args:
         adapter: the personalization blocks.
         patcher: ComfyUI's patcher of the adapter; None in training.
-        strength: factor on the adapter's own gamma.
+        strength: factor on the adapter's own gamma; at 0 only the mask has a meaning.
         mask: (M, H, W) in [0, 1] of any resolution, where the person is; None is everywhere.
         sigmas: highest and lowest sigma at which the adapter acts; None is at all.
         references: (R, C, h, w) scaled latents of photos of the person.
@@ -53,7 +54,9 @@ class AppliedIdentity:
     reference_context: Tensor | None = None
 
     def acts_at(self, options: dict[str, Any]) -> bool:
-        """Whether the sampler's sigma lies in the range."""
+        """Whether it has any strength and the sampler's sigma lies in the range."""
+        if self.strength == 0:
+            return False
         sigma = options.get("sigmas")
         if self.sigmas is None or sigma is None:
             return True
@@ -135,6 +138,20 @@ def additions(
             addition = Addition(block, identity.strength, weight, references.get(site))
             collected.setdefault(site, []).append(addition)
     return collected
+
+
+def touched_identities(conds: Conds, item: int, tile: Tile) -> tuple[bool, ...]:
+    """Tells for each mask that `IdentityMasks` gave whether it is above zero in a tile of an item.
+
+    Args:
+        conds: conditions of the whole latent.
+        item: number of the item in the batch.
+        tile: window of the latent.
+    """
+    first = next((c for cond in conds if cond for c in cond), None)
+    given = first["model_conds"] if first else {}
+    masks = [x.cond for name, x in given.items() if name.startswith(_MASK_COND)]
+    return tuple(bool(tile.crop(mask[item]).any()) for mask in masks)
 
 
 class IdentityMasks:

@@ -51,8 +51,11 @@ def apply_identity(
     base = restoration(model)
     check_settings(gamma, mask, start, end)
     check_identity_fit(model, adapter, base.info)
-    if gamma == 0:
-        return model.clone()
+    applied = patches.restorer_wrapper(model).identities
+    region = None if mask is None else mask.reshape(-1, *mask.shape[-2:]).float()
+    if gamma == 0:  # the base; the mask still says where the person is
+        unused = AppliedIdentity(adapter, strength=0.0, mask=region)
+        return patches.set_identities(model, [*applied, unused])
     dtype = model.model.get_dtype_inference()
     # weights that this prompt made may be of inference mode; they are only read here
     placed = adapter.copy_with(comfy.ops.manual_cast, dtype)
@@ -69,12 +72,11 @@ def apply_identity(
         adapter=placed,
         patcher=patcher,
         strength=gamma,
-        mask=None if mask is None else mask.reshape(-1, *mask.shape[-2:]).float(),
+        mask=region,
         sigmas=sigmas,
         references=latents,
         reference_context=context,
     )
-    applied = patches.restorer_wrapper(model).identities
     return patches.set_identities(model, [*applied, identity])
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.conds
-import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import (
     ResBlock,
@@ -24,7 +22,6 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import PFStorerError
 from ..restorer import BaseRestorer
 from ..sft import SFTBlock
-from .conditions import Conds, with_model_conds
 from .identities import (
     IDENTITY_KEY,
     Addition,
@@ -35,24 +32,11 @@ from .identities import (
     additions,
     torch_attention,
 )
+from .lq import LQ_COND, STEP, LQCondition, StepFeatures, check_latent_size
 from .sites import BLOCK_LAYERS, PATCH, check_fit, find_sft_sites
 
 KEY = "pfstorer"
-LQ_COND = "pfstorer_lq_latent"  # the model condition, and so the keyword of the UNet's forward
-_STEP = "pfstorer_step"
 _FORWARD = "pfstorer_forward"
-
-
-@dataclass
-class _Step:
-    """Encoder features of one sampling step of `items` latents, per device.
-
-    ComfyUI splits the conditions of a step into several forwards when memory is short; all of them
-    see the same LQ latent and timestep, so the first one's features serve the others.
-    """
-
-    items: int
-    features: dict[torch.device, list[Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -147,15 +131,14 @@ class RestorerWrapper:
         self, lq_latent: Tensor, timesteps: Tensor, batch: int, options: dict[str, Any]
     ) -> list[Tensor]:
         """Encodes each item once: the halves of a guided batch differ only in their context."""
-        step: _Step | None = options.get(_STEP)
+        step: StepFeatures | None = options.get(STEP)
         # Another custom node may cut the batch into single items: those are encoded as they come.
         if step is not None and batch % step.items == 0:
-            device = lq_latent.device
-            if device not in step.features:
-                step.features[device] = self.restorer(
-                    lq_latent[: step.items], timesteps[: step.items]
-                )
-            return step.features[device]
+            features = step.get(lq_latent.device)
+            if features is None:
+                features = self.restorer(lq_latent[: step.items], timesteps[: step.items])
+                step.put(lq_latent.device, features)
+            return features
         items = lq_latent.shape[0]
         if batch == items:
             return self.restorer(lq_latent, timesteps)
@@ -168,40 +151,6 @@ class RestorerWrapper:
         if bool((blocks == blocks[0]).all()):
             return self.restorer(lq_latent, blocks[0])
         return self.restorer(lq_latent.repeat(batch // items, 1, 1, 1), timesteps)
-
-
-class LQCondition:
-    """`CALC_COND_BATCH` wrapper that gives every condition of a step the LQ latent.
-
-    As a model condition, the latent is repeated over the batch, cropped to a condition's area and
-    moved between devices by ComfyUI itself.
-
-    Args:
-        lq_latent: (B, C, H, W) LQ latent, scaled like the diffusion latents.
-    """
-
-    def __init__(self, lq_latent: Tensor) -> None:
-        self.lq_latent = lq_latent
-
-    def __call__(
-        self,
-        executor: Any,
-        model: Any,
-        conds: Conds,
-        x_in: Tensor,
-        timestep: Tensor,
-        model_options: dict[str, Any],
-        **kwargs: Any,
-    ) -> list[Tensor]:
-        """Runs the conditions of one step, x_in: (B, C, H, W)."""
-        check_latent_size(self.lq_latent, x_in)
-        lq_cond = comfy.conds.CONDNoiseShape(self.lq_latent)
-        conds = with_model_conds(conds, {LQ_COND: lq_cond})
-        # Conditions with an area see their own crops, which cannot share features.
-        if not any("area" in c for cond in conds if cond for c in cond):
-            options = {**model_options.get("transformer_options", {}), _STEP: _Step(x_in.shape[0])}
-            model_options = {**model_options, "transformer_options": options}
-        return executor(model, conds, x_in, timestep, model_options, **kwargs)
 
 
 def run_res_block(
@@ -345,31 +294,24 @@ def set_identities(model_patcher: Any, identities: Sequence[AppliedIdentity]) ->
     ):
         model.remove_wrappers_with_key(kind, IDENTITY_KEY)
         model.add_wrapper_with_key(kind, IDENTITY_KEY, make(identities))
-    model.set_additional_models(IDENTITY_KEY, [identity.patcher for identity in identities])
+    patchers = [identity.patcher for identity in identities if identity.patcher is not None]
+    model.set_additional_models(IDENTITY_KEY, patchers)
     return model
 
 
-def set_lq_latent(model_patcher: Any, lq_latent: Tensor) -> Any:
+def set_lq_latent(model_patcher: Any, lq_latent: Tensor, encoder_interval: int = 1) -> Any:
     """Returns a clone of a restorer's MODEL that restores this LQ latent.
 
     Args:
         model_patcher: what `patch_model` returned, or a clone of it; stays as it is.
         lq_latent: (B, C, H, W) LQ latent, scaled like the diffusion latents.
+        encoder_interval: see `LQCondition`.
     """
     model = model_patcher.clone()
     model.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
-    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, LQCondition(lq_latent))
+    condition = LQCondition(lq_latent, encoder_interval)
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, condition)
     return model
-
-
-def check_latent_size(lq_latent: Tensor, x: Tensor) -> None:
-    """Raises PFStorerError unless both are of one height and width, in latent pixels."""
-    if x.shape[2:] != lq_latent.shape[2:]:
-        raise PFStorerError(
-            f"The sampler's latent is {_size(x)} latent pixels, but the MODEL was conditioned on "
-            f"an LQ image of {_size(lq_latent)}; connect the LATENT that 'Condition on LQ Image' "
-            "gives to the sampler, or one of the same size."
-        )
 
 
 def check_host() -> None:
@@ -418,7 +360,3 @@ def _check_visits(sites: Sequence[str], visited: list[str], options: dict[str, A
         f"The restorer must run once in each of its {len(sites)} blocks, but {cause} took over "
         f"{len(wrong)} of them ({wrong[0]} first); remove that custom node's patch from the MODEL."
     )
-
-
-def _size(latent: Tensor) -> str:
-    return f"{latent.shape[-1]} x {latent.shape[-2]}"

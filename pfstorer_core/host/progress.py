@@ -1,7 +1,9 @@
-"""Shows a training in ComfyUI while it runs, and lets the user stop it."""
+"""Shows in ComfyUI what runs: a training or a restoration."""
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Any
 
 import comfy.model_management as mm
@@ -12,7 +14,62 @@ from torchvision.transforms.functional import to_pil_image
 
 from .identity_training import TrainingProgress
 
+logger = logging.getLogger(__name__)
+
 PREVIEW_SIZE = 768  # pixels, at most
+_PAUSE = 0.5  # seconds between texts that only say how far a step is
+
+
+class RestoreReport:
+    """Collects what is worth telling of a restoration; shows and logs it.
+
+    Args:
+        node_id: unique id of the node that shows it; None shows nothing.
+    """
+
+    def __init__(self, node_id: Any = None) -> None:
+        self.lines: list[str] = []
+        self._node_id = None if node_id is None else str(node_id)
+        self._pass = ""
+        self._step, self._steps = 0, 0
+        self._shown = 0.0
+
+    def begin(self, number: int, passes: int, steps: int) -> None:
+        """Notes that a pass of so many begins."""
+        self._pass = f"Pass {number} of {passes}, " if passes > 1 else ""
+        self._step, self._steps = 0, steps
+
+    def line(self, text: str) -> None:
+        """Adds a line that stays."""
+        logger.info("Tiled Restore: %s", text)
+        self.lines.append(self._pass + text)
+        self._show("")
+
+    def status(self, text: str) -> None:
+        """Shows what is being done now."""
+        self._show(self._pass + text)
+
+    def step(self, done: int) -> None:
+        """Notes the steps that are done."""
+        self._step = done
+
+    def tiles(self, done: int, total: int) -> None:
+        """Shows the tiles of the step that are done."""
+        if time.monotonic() - self._shown > _PAUSE:
+            step = min(self._step + 1, self._steps)
+            self.status(f"step {step} of {self._steps}, tile {done} of {total}")
+
+    def _show(self, status: str) -> None:
+        self._shown = time.monotonic()
+        if self._node_id is not None:
+            show_text(self._node_id, "\n".join(filter(None, [*self.lines, status])))
+
+
+def show_text(node_id: str, text: str) -> None:
+    """Shows a text in a node; does nothing where ComfyUI serves nobody."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_progress_text(text, node_id)
 
 
 class NodeProgress:
@@ -56,10 +113,7 @@ class NodeProgress:
             self._show()
 
     def _show(self) -> None:
-        server = getattr(PromptServer, "instance", None)  # unset where ComfyUI serves nobody
-        if server is not None:
-            text = "\n".join([*filter(None, [self._line]), *self._warnings])
-            server.send_progress_text(text, self.node_id)
+        show_text(self.node_id, "\n".join([*filter(None, [self._line]), *self._warnings]))
 
 
 def _line(progress: TrainingProgress) -> str:

@@ -1,0 +1,107 @@
+"""Where in a picture identities act, and what is told about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import comfy.utils
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .identities import AppliedIdentity
+from .tiles import TileLayout
+
+Shape = tuple[int, int, int, int]
+
+
+def region_of(identities: Sequence[AppliedIdentity], shape: Shape) -> Tensor:
+    """Returns the union (B, 1, H, W) in [0, 1] of the identities' masks, scaled to a shape."""
+    batch, _, height, width = shape
+    region = torch.zeros(batch, 1, height, width)
+    for identity in identities:
+        if identity.mask is not None:
+            region = torch.maximum(region, _fitted(identity.mask, shape))
+    return region
+
+
+def feathered(
+    identities: Sequence[AppliedIdentity], images: Tensor, padded: tuple[int, int], feather: int
+) -> Tensor:
+    """Returns the share (B, 1, H, W) in [0, 1] of the restored picture in the result.
+
+    It is 0 outside the masks and rises to 1 over `feather` pixels inside them, or over fewer in a
+    mask that is too small for that. Where masks touch there is no edge.
+
+    Args:
+        identities: their masks belong to the padded picture.
+        images: (B, C, H, W) of the result's size.
+        padded: (height, width) of the padded picture.
+        feather: pixels.
+    """
+    height, width = images.shape[2:]
+    shape = len(images), 1, *padded
+    masks = [_fitted(x.mask, shape) for x in identities if x.mask is not None]
+    masks = [mask[:, :, :height, :width] for mask in masks]
+    union = region_of(identities, shape)[:, :, :height, :width]
+    share = torch.zeros_like(union)
+    for region in [union, *masks] if len(masks) > 1 else masks:
+        items = [_soft(item, feather) for item in region.split(1)]
+        share = torch.maximum(share, torch.cat(items))
+    return share
+
+
+def mask_report(
+    identities: Sequence[AppliedIdentity], shape: Shape, layout: TileLayout
+) -> list[str]:
+    """Says for each identity what is done for it.
+
+    Args:
+        identities: those applied to the MODEL.
+        shape: (B, C, h, w) of the latent.
+        layout: its tiles.
+    """
+    lines = []
+    tiles = layout.tiles
+    for number, identity in enumerate(identities, 1):
+        name = identity.adapter.info.name or "unnamed"
+        text = f"Identity {number} ({name}), gamma {identity.strength:g}: "
+        if identity.mask is None:
+            text += "everywhere"
+        else:
+            mask = _fitted(identity.mask, shape)  # (B, 1, h, w)
+            met = sum(bool(tile.crop(item).any()) for tile in tiles for item in mask)
+            text += (
+                f"mask of {100 * float(mask.mean()):.1f}% of the picture, in {met} of "
+                f"{len(tiles) * len(mask)} tiles"
+            )
+            if not met:
+                text += " (the mask is empty, so nothing is done for this person)"
+        if identity.strength == 0:
+            text += " (gamma 0 is the base: the identity is not used)"
+        lines.append(text)
+    return lines
+
+
+def _fitted(mask: Tensor, shape: Shape) -> Tensor:
+    mask = F.interpolate(mask[:, None].cpu(), shape[2:], mode="area")  # (M, 1, H, W)
+    fitted: Tensor = comfy.utils.repeat_to_batch_size(mask, shape[0])  # (B, 1, H, W)
+    return fitted
+
+
+def _soft(region: Tensor, feather: int) -> Tensor:
+    """Returns a region (1, 1, H, W) that fades inside its edge, over less if it is small."""
+    while feather > 0:
+        share = region * (2 * _box_blur(region, feather) - 1).clamp(0, 1)
+        if bool(share.amax() >= 0.99 * region.amax()):
+            return share
+        feather //= 2
+    return region
+
+
+def _box_blur(region: Tensor, radius: int) -> Tensor:
+    side = 2 * radius + 1
+    wide = F.pad(region, (radius, radius, 0, 0), mode="replicate")
+    wide = F.avg_pool2d(wide, (1, side), stride=1)  # (B, 1, H, W)
+    high = F.pad(wide, (0, 0, radius, radius), mode="replicate")
+    return F.avg_pool2d(high, (side, 1), stride=1)  # (B, 1, H, W)

@@ -1,0 +1,300 @@
+"""Restores pictures of any size from pixels to pixels: scaling, tiles, samplers, colours, masks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.sample
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import color
+from ..degradation import resize_bicubic
+from ..errors import PFStorerError
+from ..upscaling import UPSCALINGS, pass_sizes
+from . import patches, vae_tiles
+from .loading import restoration, trained_size
+from .padding import pad_conditioning, pad_masks, padded_size
+from .progress import RestoreReport
+from .regions import feathered, mask_report, region_of
+from .sampling import split_alpha
+from .tile_conditions import check_conditioning
+from .tile_plan import check_pictures, plan_tiles
+from .tiles import TiledSteps, TileLayout, set_tiles
+
+COLOR_FIXES = ("wavelet", "adain", "none")
+STARTS = ("LQ image", "noise")
+_PREVIEW_LATENT = 128  # latent pixels; the host's previewers decode what they get as a whole
+
+
+@dataclass(frozen=True)
+class RestoreSettings:
+    """How pictures are restored.
+
+    Args:
+        steps: sampling steps.
+        cfg: guidance scale; 1 is without guidance, at half the cost.
+        sampler_name: one of ComfyUI's samplers.
+        scheduler: one of ComfyUI's schedulers.
+        seed: seed of the noise.
+        denoise: share of the noise schedule that is run, in (0, 1].
+        start: "LQ image" adds the noise to the LQ latent, "noise" starts from pure noise.
+        color_fix: "wavelet", "adain" or "none": how the input gives its colours to the output.
+        tile_size: side of a tile in pixels; 0 chooses it.
+        overlap: what neighbouring tiles share at least, as a share of the tile, in [0, 0.75].
+        tile_batch: tiles that the UNet gets at once; 0 takes what fits into the free memory.
+        upscaling: "one pass", "progressive" (several passes of smaller factors) or "auto".
+        fidelity: fusion weight w of a CFW decoder, in [0, 1]; 0 is its plain autoencoder.
+        masked_only: whether only what lies in identities' masks is restored.
+        feather: pixels over which a mask's inner edge fades, with `masked_only`.
+        encoder_interval: evaluations of the model that share the encoder's features; 1 is exact.
+    """
+
+    steps: int = 20
+    cfg: float = 1.0
+    sampler_name: str = "euler"
+    scheduler: str = "normal"
+    seed: int = 0
+    denoise: float = 1.0
+    start: str = "LQ image"
+    color_fix: str = "wavelet"
+    tile_size: int = 0
+    overlap: float = 0.25
+    tile_batch: int = 0
+    upscaling: str = "auto"
+    fidelity: float = 0.0
+    masked_only: bool = False
+    feather: int = 16
+    encoder_interval: int = 1
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("start", STARTS),
+            ("color_fix", COLOR_FIXES),
+            ("upscaling", UPSCALINGS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise PFStorerError(f"{name} is '{value}'; choose one of {', '.join(known)}.")
+        if not 0 <= self.fidelity <= 1:
+            raise PFStorerError(f"fidelity is {self.fidelity}; choose 0 (plain VAE) to 1.")
+        if self.encoder_interval < 1 or self.feather < 0:
+            raise PFStorerError(
+                f"encoder_interval is {self.encoder_interval} and feather {self.feather}; choose 1 "
+                "or more, and 0 or more."
+            )
+
+
+@torch.no_grad()  # as ComfyUI runs nodes; outside of it its VAE would record gradients
+def restore(
+    model: Any,
+    vae: Any,
+    image: Tensor,
+    *,
+    scale: float = 1.0,
+    size: tuple[int, int] | None = None,
+    positive: list[Any] | None = None,
+    negative: list[Any] | None = None,
+    report: RestoreReport | None = None,
+    **settings: Any,
+) -> Tensor:
+    """Restores images of any size.
+
+    All images of a batch get the noise of the first, so that each is restored as it would be
+    alone (samplers that add noise at each step aside). Grey images stay grey.
+
+    Args:
+        model: MODEL of `load_base_restorer`, with or without identities.
+        vae: its VAE, or a CFW decoder.
+        image: (B, H, W, C) in [0, 1] with 1, 3 or 4 channels; a fourth is alpha and kept.
+        scale: output size as a multiple of the input size, unless `size` is given.
+        size: (height, width) of the output in pixels.
+        positive: CONDITIONING; None is the empty prompt.
+        negative: CONDITIONING; None is the empty prompt.
+        report: takes what is worth telling the user.
+        settings: fields of `RestoreSettings`.
+
+    Returns:
+        (B, height, width, C) in [0, 1], C being 3 or 4.
+
+    Raises:
+        PFStorerError: an input of wrong shape or value, or an output that does not fit into memory.
+
+    Source: StableSR (arXiv 2305.07015), section 3 and its scripts; identities: PFStorer (arXiv
+    2403.08436).
+    """
+    chosen = RestoreSettings(**settings)
+    report = report or RestoreReport()
+    if chosen.fidelity > 0 and not hasattr(vae, "decode_with"):
+        raise PFStorerError(
+            f"fidelity is {chosen.fidelity}, but the VAE has no CFW fusion layers; connect the VAE "
+            "of 'Load CFW Decoder', or set fidelity to 0."
+        )
+    prompts = _prompts(model, positive, negative)
+    rgb, alpha = split_alpha(image)  # (B, 3, H, W), (B, 1, H, W)
+    height, width = size or (round(rgb.shape[2] * scale), round(rgb.shape[3] * scale))
+    if min(height, width) < 1:
+        raise PFStorerError(
+            f"The output would be {width} x {height} pixels; choose a larger scale or size."
+        )
+    identities = patches.restorer_wrapper(model).identities
+    if chosen.masked_only and all(identity.mask is None for identity in identities):
+        raise PFStorerError(
+            "Only masked faces shall be restored, but no identity has a mask; connect masks to "
+            "'Apply Personalization', or switch masked_only off."
+        )
+    cell = vae.spacial_compression_encode()
+    padded = padded_size(model, (height, width), cell)
+    check_pictures(_latent_shape(model, len(rgb), padded, cell), cell)
+    started = time.monotonic()
+    sizes = pass_sizes(
+        (rgb.shape[2], rgb.shape[3]), (height, width), trained_size(model), chosen.upscaling
+    )
+    grey = color.is_grey(rgb)
+    restored = rgb
+    for number, pass_size in enumerate(sizes, 1):
+        report.begin(number, len(sizes), chosen.steps)
+        original = resize_bicubic(rgb, pass_size).contiguous()  # (B, 3, *pass_size)
+        lq = original if number == 1 else resize_bicubic(restored, pass_size)
+        restored = _restore_pass(model, vae, lq, original, prompts, chosen, report)
+    for item in (k for k, is_grey in enumerate(grey) if is_grey):
+        color.to_grey(restored[item : item + 1], out=restored[item : item + 1])
+    if any(grey):
+        report.line(f"{sum(grey)} of {len(grey)} images are grey and stay so")
+    report.line(f"Done in {time.monotonic() - started:.1f} s")
+    if alpha is not None:
+        alpha = resize_bicubic(alpha, (height, width)).to(restored)
+        restored = torch.cat([restored, alpha], dim=1)  # (B, 4, height, width)
+    return restored.movedim(1, -1)
+
+
+def _restore_pass(
+    model: Any,
+    vae: Any,
+    lq: Tensor,
+    original: Tensor,
+    prompts: tuple[Any, Any],
+    settings: RestoreSettings,
+    report: RestoreReport,
+) -> Tensor:
+    """Restores LQ images (B, 3, H, W) at their size, with the colours of the originals."""
+    size = lq.shape[2], lq.shape[3]
+    cell = vae.spacial_compression_encode()
+    padded = padded_size(model, size, cell)
+    model = pad_masks(model, size, padded)
+    identities = patches.restorer_wrapper(model).identities
+    controls: dict[int, Any] = {}
+    positive, negative = (pad_conditioning(prompt, size, padded, controls) for prompt in prompts)
+    latent_shape = _latent_shape(model, len(lq), padded, cell)
+    plan = plan_tiles(
+        model,
+        latent_shape,
+        cell,
+        tile_size=settings.tile_size,
+        overlap=settings.overlap,
+        tile_batch=settings.tile_batch,
+        cfg=settings.cfg,
+    )
+    for prompt in (positive, negative):
+        check_conditioning(prompt, len(plan.layout.tiles))
+    report.line(f"{size[1]} x {size[0]} px in {plan}")
+    for line in mask_report(identities, latent_shape, plan.layout):
+        report.line(line)
+    region = needed = None
+    if settings.masked_only:
+        region = region_of(identities, latent_shape)  # (B, 1, h, w)
+        needed = region.amax((0, 1)) > 0  # (h, w)
+        if not needed.any():
+            report.line("All masks are empty, so the picture is only scaled")
+            return original
+    around = needed if needed is None else _windows(plan.layout, needed)
+    report.status("encoding")
+    latent = vae_tiles.encode(vae, lq, padded, around)  # (B, C, h, w)
+    latent_format = model.get_model_object("latent_format")
+    model = patches.set_lq_latent(
+        model, latent_format.process_in(latent), settings.encoder_interval
+    )
+    model = set_tiles(model, TiledSteps(plan.layout, region, report.tiles))
+    samples = _sample(model, latent, positive, negative, settings, report)
+    report.status("decoding")
+    fidelity = settings.fidelity
+    restored = vae_tiles.decode(vae, samples, needed, fidelity=fidelity, lq=lq)
+    restored = restored[:, :, : size[0], : size[1]]  # (B, 3, H, W)
+    original = original.to(restored)
+    if settings.color_fix == "wavelet":
+        color.wavelet_fix(restored, original, out=restored)
+    elif settings.color_fix == "adain":
+        color.adain_fix(restored, original, out=restored)
+    if region is None:
+        return restored
+    return torch.lerp(original, restored, feathered(identities, lq, padded, settings.feather))
+
+
+def _latent_shape(
+    model: Any, batch: int, padded: tuple[int, int], cell: int
+) -> tuple[int, int, int, int]:
+    channels = restoration(model).info.encoder.in_channels
+    return batch, channels, padded[0] // cell, padded[1] // cell
+
+
+def _windows(layout: TileLayout, needed: Tensor) -> Tensor:
+    """Marks (h, w) the tiles that meet `needed`, and what smaller tiles in their place may meet."""
+    windows = torch.zeros_like(needed)
+    margin = layout.tile // 2
+    for tile in layout.tiles:
+        if tile.crop(needed).any():
+            y0, x0 = max(0, tile.y0 - margin), max(0, tile.x0 - margin)
+            windows[y0 : tile.y1 + margin, x0 : tile.x1 + margin] = True
+    return windows
+
+
+def _prompts(model: Any, positive: Any, negative: Any) -> tuple[Any, Any]:
+    empty = restoration(model).empty_prompt
+    if empty is None and (positive is None or negative is None):
+        raise PFStorerError(
+            "The checkpoint has no text encoder, so there is no empty prompt; connect positive "
+            "and negative conditioning."
+        )
+    return positive or empty, negative or empty
+
+
+def _sample(
+    model: Any,
+    lq_latent: Tensor,
+    positive: Sequence[Any],
+    negative: Sequence[Any],
+    settings: RestoreSettings,
+    report: RestoreReport,
+) -> Tensor:
+    start = lq_latent if settings.start == "LQ image" else torch.zeros_like(lq_latent)
+    preview = latent_preview.prepare_callback(model, settings.steps)
+
+    def on_step(step: int, denoised: Tensor, x: Tensor, steps: int) -> None:
+        report.step(step + 1)
+        scale = min(1.0, _PREVIEW_LATENT / max(denoised.shape[2:]))
+        if scale < 1:
+            denoised = F.interpolate(denoised[:1], scale_factor=scale, mode="area")
+        preview(step, denoised, x, steps)
+
+    sampled: Tensor = comfy.sample.sample(
+        model,
+        comfy.sample.prepare_noise(start, settings.seed, [0] * len(start)),
+        settings.steps,
+        settings.cfg,
+        settings.sampler_name,
+        settings.scheduler,
+        positive,
+        negative,
+        start,
+        denoise=settings.denoise,
+        seed=settings.seed,
+        callback=on_step,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+    )
+    return sampled
