@@ -1,6 +1,6 @@
 """ComfyUI nodes: each checks its inputs, calls `pfstorer_core` and wraps the result."""
 
-from .demo import DemoGroup, DemoPortrait
+from .demo import DemoAlbum, DemoGroup, DemoPortrait
 from .identity import ApplyPersonalization, LoadIdentity, SaveIdentity
 from .load import LoadBaseRestorer, LoadCFWDecoder
 from .restore import ConditionOnLQ, TiledRestore
@@ -17,4 +17,5 @@ NODES = [
     ApplyPersonalization,
     DemoPortrait,
     DemoGroup,
+    DemoAlbum,
 ]

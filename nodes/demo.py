@@ -4,7 +4,8 @@ import torch
 from comfy_api.latest import io
 
 from ..pfstorer_core.degradation import PRESETS, degrade
-from ..pfstorer_core.portraits import degrade_group, group_photo, portrait_set
+from ..pfstorer_core.groups import album_page, degrade_people, group_photo
+from ..pfstorer_core.portraits import portrait_set
 
 CLEAN = "none"
 NOBODY = -1
@@ -187,7 +188,73 @@ class DemoGroup(io.ComfyNode):
         image = photo.picture  # (1, 3, height, width)
         if degradation != CLEAN:
             generator = torch.Generator().manual_seed(seed)
-            image = degrade_group(photo, PRESETS[degradation], generator)
+            image = degrade_people(image, photo.frames[0][2], PRESETS[degradation], generator)
         masks = torch.zeros(len(identities), 1, height, width)
         masks[present] = photo.masks[:, None]  # (people, 1, height, width)
         return io.NodeOutput(image.movedim(1, -1).contiguous(), *masks)
+
+
+class DemoAlbum(io.ComfyNode):
+    """Renders a page with portraits of many people who do not exist."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describes inputs and outputs."""
+        return io.Schema(
+            node_id="PFStorerDemoAlbum",
+            display_name="Demo Album Page",
+            category="PFStorer",
+            description=(
+                "Renders a page of an album with a drawn portrait of another person in each cell, "
+                "sharp or degraded: a large picture with many small faces, for trying tiles out."
+            ),
+            search_aliases=["test image", "many people", "contact sheet", "large picture"],
+            inputs=[
+                io.Int.Input(
+                    "identity",
+                    default=0,
+                    min=0,
+                    max=2**31 - 4097,
+                    tooltip="Number of the first person; the others follow, row by row.",
+                ),
+                io.Int.Input("columns", default=8, min=1, max=64, tooltip="Portraits in a row."),
+                io.Int.Input("rows", default=4, min=1, max=64, tooltip="Rows of portraits."),
+                io.Int.Input(
+                    "size",
+                    default=128,
+                    min=32,
+                    max=1024,
+                    step=8,
+                    tooltip="Width and height of a portrait in pixels; an eighth lies between two.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=True,
+                    tooltip="Seed of poses, light, backgrounds and of the degradation.",
+                ),
+                io.Combo.Input(
+                    "degradation",
+                    options=[CLEAN, *PRESETS],
+                    default=CLEAN,
+                    tooltip=(
+                        "How the page is spoilt (blur, noise, small size, JPEG); it keeps its "
+                        "width and height."
+                    ),
+                ),
+            ],
+            outputs=[io.Image.Output(tooltip="The page.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, identity: int, columns: int, rows: int, size: int, seed: int, degradation: str
+    ) -> io.NodeOutput:
+        """Renders the page."""
+        page = album_page(identity, columns, rows, size, seed)  # (1, 3, height, width)
+        if degradation != CLEAN:
+            generator = torch.Generator().manual_seed(seed)
+            page = degrade_people(page, size, PRESETS[degradation], generator)
+        return io.NodeOutput(page.movedim(1, -1).contiguous())

@@ -169,8 +169,9 @@ class TiledRestore(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "'progressive' reaches large scales in several passes, 'one pass' at once; "
-                        "'auto' takes several passes above a factor of 4."
+                        "'one pass' restores at the output's size. 'progressive' restores at the "
+                        "size of faces that the restorer knows first and goes on in steps, 'plain' "
+                        "only scales the result from there. 'auto' chooses."
                     ),
                 ),
                 io.Int.Input(

@@ -12,39 +12,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .degradation import DegradationConfig, degrade
 from .errors import PFStorerError
-from .painting import Frame, Values, draw
-from .painting.group import draw_group, head_mask
+from .painting import Values, draw
 
 # More columns than are used: new values take the next ones, and the persons stay who they are.
 _IDENTITY_DRAWS = 96
 _VIEW_DRAWS = 48
 _MOLES = 5  # at most
 _TEXTURE_SEEDS = 65521  # a prime below 2^16: hashes of texture cells then stay within int64
-_SMALLEST = 16  # pixels
-_LARGEST_GROUP = 6
-_GROUP_SPACING = 1.1  # from one person of a group to the next at most, in sides of their frames
-_HEADROOM = 0.4  # share of a group photo's spare height that is above the frames
-_CALM = {"yaw": 0.8, "roll": 0.5, "x": 0.5, "y": 0.5}  # factors on a view's values, in a group
-_SCENE = (  # what the views of one photo share
-    "light_x",
-    "light_y",
-    "ambient",
-    "warm",
-    "exposure",
-    "back_a",
-    "back_b",
-    "back_angle",
-    "back_wave",
-    "back_freq",
-)
+SMALLEST = 16  # pixels of a portrait's side
 _SKIN = (
     (0.97, 0.84, 0.75),
     (0.94, 0.77, 0.65),
@@ -278,11 +259,11 @@ def render(identities: Identities, views: Views, size: int = 128) -> Tensor:
         raise PFStorerError(
             f"{len(identities)} identities but {len(views)} views: give one view per identity."
         )
-    if size < _SMALLEST:
-        raise PFStorerError(f"A portrait needs at least {_SMALLEST} pixels, got {size}.")
+    if size < SMALLEST:
+        raise PFStorerError(f"A portrait needs at least {SMALLEST} pixels, got {size}.")
     # picture by picture: the many small tensors then stay in the cache
     return torch.cat(
-        [draw(_row(identities.values, k), _row(views.values, k), size) for k in range(len(views))]
+        [draw(row(identities.values, k), row(views.values, k), size) for k in range(len(views))]
     )
 
 
@@ -307,115 +288,6 @@ def portrait_set(identity: int, count: int, seed: int, size: int = 128) -> Tenso
     return render(sample_identities([identity] * count), sample_views(count, generator), size)
 
 
-class GroupPhoto(NamedTuple):
-    """People side by side, see `group_photo`.
-
-    Attributes:
-        picture: (1, 3, H, W) float32 in [0, 1].
-        masks: (K, H, W) float32 in [0, 1], 1 on head and hair of each person; at most 1 in sum.
-        frames: y0, x0 and side of a square around each person, in pixels; its part of the picture
-            shows him as `portrait_set` does, beside parts of his neighbours.
-    """
-
-    picture: Tensor
-    masks: Tensor
-    frames: list[tuple[int, int, int]]
-
-
-def group_photo(numbers: Sequence[int], height: int, width: int, seed: int) -> GroupPhoto:
-    """Draws people side by side before one background and in one light.
-
-    Heads take 60 to 70% of squares as high as the picture or as wide as a person's share of it.
-    Shoulders may overlap, faces never do.
-
-    Args:
-        numbers: identities of 1 to 6 persons, from the picture's left to its right.
-        height: of the picture in pixels.
-        width: of the picture in pixels; at least 16 per person, as the height is.
-        seed: of places, poses, light and background. None of them depends on the numbers.
-
-    Raises:
-        PFStorerError: no or too many persons, a negative identity, or too small a picture.
-    """
-    count = len(numbers)
-    if not 1 <= count <= _LARGEST_GROUP:
-        raise PFStorerError(
-            f"A group photo shows 1 to {_LARGEST_GROUP} persons, got {count} identities."
-        )
-    side = min(height, width // count)
-    if side < _SMALLEST:
-        raise PFStorerError(
-            f"A group photo of {count} persons needs at least {_SMALLEST * count} x {_SMALLEST} "
-            f"pixels (width x height), got {width} x {height}."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    views = _group_views(count, generator).values
-    frames = _group_frames(count, height, width, side, generator)
-    order = torch.randperm(count, generator=generator).tolist()
-    people = [_row(sample_identities(numbers).values, k) for k in range(count)]
-    each_view = [_row(views, k) for k in range(count)]
-    picture = draw_group(people, each_view, frames, order, height, width)
-
-    masks = torch.zeros(count, height, width)
-    for mask, who, view, frame in zip(masks, people, each_view, frames, strict=True):
-        part, at = head_mask(who, view, frame, height, width)
-        mask[at.y0 : at.y1, at.x0 : at.x1] = part
-    masks /= masks.sum(0).clamp(min=1)  # neighbours share what both masks cover
-    return GroupPhoto(picture, masks, [(int(f.y0), int(f.x0), f.side) for f in frames])
-
-
-def degrade_group(
-    photo: GroupPhoto, config: DegradationConfig, generator: torch.Generator
-) -> Tensor:
-    """A group photo spoilt as much as a portrait of the size of one person's frame.
-
-    Args:
-        photo: the sharp photo.
-        config: ranges to draw from, for example `degradation.PRESETS["medium"]`.
-        generator: CPU generator, the only source of randomness.
-
-    Returns:
-        (1, 3, H, W) in [0, 1].
-    """
-    height, width = photo.picture.shape[2:]
-    # `degrade` blurs in proportion to the picture, of which a person is a part.
-    share = photo.frames[0][2] / math.sqrt(height * width)
-    first, second = (
-        replace(stage, blur_sigma=(stage.blur_sigma[0] * share, stage.blur_sigma[1] * share))
-        for stage in (config.first, config.second)
-    )
-    return degrade(photo.picture, replace(config, first=first, second=second), generator)
-
-
-def _group_views(count: int, generator: torch.Generator) -> Views:
-    """Views of people who pose together: calmer, at one distance, in one light."""
-    v = sample_views(count, generator).values
-    for name, factor in _CALM.items():
-        v[name] = v[name] * factor
-    v["scale"] = 0.60 + (v["scale"] - 0.60) * 0.45  # 0.60 to 0.70
-    for name in _SCENE:
-        v[name] = v[name][:1].expand_as(v[name])
-    return Views(v)
-
-
-def _group_frames(
-    count: int, height: int, width: int, side: int, generator: torch.Generator
-) -> list[Frame]:
-    """Squares in a row, people standing close and not all equally tall."""
-    share = min(width / count, _GROUP_SPACING * side)
-    left = (width - count * share) / 2
-    tall = (torch.rand(count, generator=generator) - 0.5) * 0.16 * side
-    room = height - side
-    return [
-        Frame(
-            y0=min(max(round(_HEADROOM * room + float(tall[k])), 0), room),
-            x0=round(left + (k + 0.5) * share - side / 2),
-            side=side,
-        )
-        for k in range(count)
-    ]
-
-
 def _scramble(number: int) -> int:
     """A well mixed 32-bit seed (SplitMix64), for neighbouring seeds have related first draws."""
     z = (number * 0x9E3779B97F4A7C15 + 0x1234567) & 0xFFFFFFFFFFFFFFFF
@@ -424,5 +296,6 @@ def _scramble(number: int) -> int:
     return (z ^ (z >> 31)) & 0xFFFFFFFF
 
 
-def _row(values: Values, k: int) -> Values:
+def row(values: Values, k: int) -> Values:
+    """Returns one row of named tensors, as tensors of one row."""
     return {name: tensor[k : k + 1] for name, tensor in values.items()}

@@ -64,6 +64,24 @@ def pad_masks(model: Any, size: Size, padded: Size) -> Any:
     return patches.set_identities(model, fitted)
 
 
+def relative_areas(conditioning: Sequence[Any], size: Size, cell: int) -> list[Any]:
+    """Returns a CONDITIONING whose areas are shares of the output, for passes of other sizes.
+
+    Args:
+        conditioning: list of (tensor, dictionary); stays as it is.
+        size: of the output in pixels, to which areas in latent pixels belong.
+        cell: pixels per latent pixel.
+    """
+    relative = []
+    for tensor, options in conditioning:
+        area = options.get("area")
+        if area is not None and area[0] != "percentage":
+            shares = (side * cell / size[k % 2] for k, side in enumerate(area))
+            options = {**options, "area": ("percentage", *shares)}
+        relative.append((tensor, options))
+    return relative
+
+
 def pad_conditioning(
     conditioning: Sequence[Any], size: Size, padded: Size, controls: dict[int, Any]
 ) -> list[Any]:

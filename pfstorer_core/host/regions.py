@@ -13,6 +13,7 @@ from .identities import AppliedIdentity
 from .tiles import TileLayout
 
 Shape = tuple[int, int, int, int]
+_HEAD = 0.75  # of the side of a training picture: the height of a head and its hair
 
 
 def region_of(identities: Sequence[AppliedIdentity], shape: Shape) -> Tensor:
@@ -25,25 +26,46 @@ def region_of(identities: Sequence[AppliedIdentity], shape: Shape) -> Tensor:
     return region
 
 
-def feathered(
-    identities: Sequence[AppliedIdentity], images: Tensor, padded: tuple[int, int], feather: int
-) -> Tensor:
+def known_factor(
+    identities: Sequence[AppliedIdentity], size: tuple[int, int], trained: int, portrait: bool
+) -> float | None:
+    """Returns the factor on a picture's size at which its largest face is as large as in training.
+
+    Args:
+        identities: those applied to the MODEL; one without a mask makes the picture a portrait.
+        size: (height, width) of the picture in pixels.
+        trained: side in pixels of the pictures that the restorer was made for.
+        portrait: whether the picture is a portrait where no identity says anything else.
+
+    Returns:
+        None where nothing is known of the faces.
+    """
+    heads = []
+    for identity in identities:
+        if identity.mask is None:
+            return trained / max(size)
+        inside = identity.mask.amax(0) > 0.5  # (h, w)
+        if inside.any():
+            sides = (_extent(inside.any(1)), _extent(inside.any(0)))  # shares of height and width
+            heads.append(max(side * share for side, share in zip(size, sides, strict=True)))
+    if heads:
+        return _HEAD * trained / max(heads)
+    return trained / max(size) if portrait else None
+
+
+def feathered(identities: Sequence[AppliedIdentity], shape: Shape, feather: int) -> Tensor:
     """Returns the share (B, 1, H, W) in [0, 1] of the restored picture in the result.
 
     It is 0 outside the masks and rises to 1 over `feather` pixels inside them, or over fewer in a
     mask that is too small for that. Where masks touch there is no edge.
 
     Args:
-        identities: their masks belong to the padded picture.
-        images: (B, C, H, W) of the result's size.
-        padded: (height, width) of the padded picture.
+        identities: their masks belong to the picture.
+        shape: (B, C, H, W) of the result.
         feather: pixels.
     """
-    height, width = images.shape[2:]
-    shape = len(images), 1, *padded
     masks = [_fitted(x.mask, shape) for x in identities if x.mask is not None]
-    masks = [mask[:, :, :height, :width] for mask in masks]
-    union = region_of(identities, shape)[:, :, :height, :width]
+    union = region_of(identities, shape)
     share = torch.zeros_like(union)
     for region in [union, *masks] if len(masks) > 1 else masks:
         items = [_soft(item, feather) for item in region.split(1)]
@@ -81,6 +103,12 @@ def mask_report(
             text += " (gamma 0 is the base: the identity is not used)"
         lines.append(text)
     return lines
+
+
+def _extent(inside: Tensor) -> float:
+    """Returns the share of an axis (n,) between its first and last place inside."""
+    places = inside.nonzero()
+    return float(places.max() - places.min() + 1) / len(inside)
 
 
 def _fitted(mask: Tensor, shape: Shape) -> Tensor:

@@ -20,12 +20,12 @@ from ..errors import PFStorerError
 from ..upscaling import UPSCALINGS, pass_sizes
 from . import patches, vae_tiles
 from .loading import restoration, trained_size
-from .padding import pad_conditioning, pad_masks, padded_size
+from .padding import pad_conditioning, pad_masks, padded_size, relative_areas
 from .progress import RestoreReport
-from .regions import feathered, mask_report, region_of
+from .regions import feathered, known_factor, mask_report, region_of
 from .sampling import split_alpha
 from .tile_conditions import check_conditioning
-from .tile_plan import check_pictures, plan_tiles
+from .tile_plan import TilePlan, check_pictures, plan_tiles
 from .tiles import TiledSteps, TileLayout, set_tiles
 
 COLOR_FIXES = ("wavelet", "adain", "none")
@@ -49,7 +49,7 @@ class RestoreSettings:
         tile_size: side of a tile in pixels; 0 chooses it.
         overlap: what neighbouring tiles share at least, as a share of the tile, in [0, 0.75].
         tile_batch: tiles that the UNet gets at once; 0 takes what fits into the free memory.
-        upscaling: "one pass", "progressive" (several passes of smaller factors) or "auto".
+        upscaling: "one pass", "progressive", "plain" or "auto", see `upscaling.pass_sizes`.
         fidelity: fusion weight w of a CFW decoder, in [0, 1]; 0 is its plain autoencoder.
         masked_only: whether only what lies in identities' masks is restored.
         feather: pixels over which a mask's inner edge fades, with `masked_only`.
@@ -150,19 +150,34 @@ def restore(
             "'Apply Personalization', or switch masked_only off."
         )
     cell = vae.spacial_compression_encode()
-    padded = padded_size(model, (height, width), cell)
-    check_pictures(_latent_shape(model, len(rgb), padded, cell), cell)
-    started = time.monotonic()
-    sizes = pass_sizes(
-        (rgb.shape[2], rgb.shape[3]), (height, width), trained_size(model), chosen.upscaling
+    prompts = (
+        relative_areas(prompts[0], (height, width), cell),
+        relative_areas(prompts[1], (height, width), cell),
     )
+    check_pictures(_latent_shape(model, len(rgb), (height, width), cell), cell)
+    started = time.monotonic()
+    # A bundled model is made for portraits of one size.
+    bundled = restoration(model).info.bundled is not None
+    given = rgb.shape[2], rgb.shape[3]
+    known = known_factor(identities, given, trained_size(model), bundled)
+    sizes = pass_sizes(given, (height, width), chosen.upscaling, known, bundled)
+    plans = [_plan(model, _latent_shape(model, len(rgb), x, cell), cell, chosen) for x in sizes]
+    for prompt in prompts:
+        check_conditioning(prompt, max(len(plan.layout.tiles) for plan in plans))
     grey = color.is_grey(rgb)
     restored = rgb
-    for number, pass_size in enumerate(sizes, 1):
+    for number, (pass_size, plan) in enumerate(zip(sizes, plans, strict=True), 1):
         report.begin(number, len(sizes), chosen.steps)
         original = resize_bicubic(rgb, pass_size).contiguous()  # (B, 3, *pass_size)
         lq = original if number == 1 else resize_bicubic(restored, pass_size)
-        restored = _restore_pass(model, vae, lq, original, prompts, chosen, report)
+        restored = _restore_pass(model, vae, lq, original, prompts, plan, chosen, report)
+    if sizes[-1] != (height, width):
+        report.line(f"scaled from {sizes[-1][1]} x {sizes[-1][0]} to {width} x {height} px")
+        restored = resize_bicubic(restored, (height, width))
+    if chosen.masked_only:
+        share = feathered(identities, (len(rgb), 1, height, width), chosen.feather)
+        original = resize_bicubic(rgb, (height, width)).to(restored)
+        restored = torch.lerp(original, restored, share.to(restored))
     for item in (k for k, is_grey in enumerate(grey) if is_grey):
         color.to_grey(restored[item : item + 1], out=restored[item : item + 1])
     if any(grey):
@@ -180,10 +195,14 @@ def _restore_pass(
     lq: Tensor,
     original: Tensor,
     prompts: tuple[Any, Any],
+    plan: TilePlan,
     settings: RestoreSettings,
     report: RestoreReport,
 ) -> Tensor:
-    """Restores LQ images (B, 3, H, W) at their size, with the colours of the originals."""
+    """Restores LQ images (B, 3, H, W) at their size, with the colours of the originals.
+
+    With `masked_only`, tiles outside all masks come back as the LQ images.
+    """
     size = lq.shape[2], lq.shape[3]
     cell = vae.spacial_compression_encode()
     padded = padded_size(model, size, cell)
@@ -191,18 +210,7 @@ def _restore_pass(
     identities = patches.restorer_wrapper(model).identities
     controls: dict[int, Any] = {}
     positive, negative = (pad_conditioning(prompt, size, padded, controls) for prompt in prompts)
-    latent_shape = _latent_shape(model, len(lq), padded, cell)
-    plan = plan_tiles(
-        model,
-        latent_shape,
-        cell,
-        tile_size=settings.tile_size,
-        overlap=settings.overlap,
-        tile_batch=settings.tile_batch,
-        cfg=settings.cfg,
-    )
-    for prompt in (positive, negative):
-        check_conditioning(prompt, len(plan.layout.tiles))
+    latent_shape = _latent_shape(model, len(lq), size, cell)
     report.line(f"{size[1]} x {size[0]} px in {plan}")
     for line in mask_report(identities, latent_shape, plan.layout):
         report.line(line)
@@ -231,16 +239,30 @@ def _restore_pass(
         color.wavelet_fix(restored, original, out=restored)
     elif settings.color_fix == "adain":
         color.adain_fix(restored, original, out=restored)
-    if region is None:
-        return restored
-    return torch.lerp(original, restored, feathered(identities, lq, padded, settings.feather))
+    return restored
 
 
 def _latent_shape(
-    model: Any, batch: int, padded: tuple[int, int], cell: int
+    model: Any, batch: int, size: tuple[int, int], cell: int
 ) -> tuple[int, int, int, int]:
+    """Returns the shape of the latent of pictures (height, width), once they are padded."""
     channels = restoration(model).info.encoder.in_channels
-    return batch, channels, padded[0] // cell, padded[1] // cell
+    height, width = padded_size(model, size, cell)
+    return batch, channels, height // cell, width // cell
+
+
+def _plan(
+    model: Any, shape: tuple[int, int, int, int], cell: int, settings: RestoreSettings
+) -> TilePlan:
+    return plan_tiles(
+        model,
+        shape,
+        cell,
+        tile_size=settings.tile_size,
+        overlap=settings.overlap,
+        tile_batch=settings.tile_batch,
+        cfg=settings.cfg,
+    )
 
 
 def _windows(layout: TileLayout, needed: Tensor) -> Tensor:
@@ -279,7 +301,8 @@ def _sample(
         report.step(step + 1)
         scale = min(1.0, _PREVIEW_LATENT / max(denoised.shape[2:]))
         if scale < 1:
-            denoised = F.interpolate(denoised[:1], scale_factor=scale, mode="area")
+            size = [max(1, int(side * scale)) for side in denoised.shape[2:]]
+            denoised = F.interpolate(denoised[:1], size, mode="area")
         preview(step, denoised, x, steps)
 
     sampled: Tensor = comfy.sample.sample(

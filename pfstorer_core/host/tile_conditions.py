@@ -187,9 +187,7 @@ def _crop_control(
 
     cropped.cond_hint_original = cut(control.cond_hint_original)
     cropped.extra_concat_orig = [cut(extra) for extra in control.extra_concat_orig]
-    cropped.cond_hint = cropped.extra_concat = None
-    if hasattr(cropped, "control_input"):  # of T2I adapters: the features of the hint
-        cropped.control_input = None
+    cropped.cond_hint = cropped.extra_concat = None  # what the host derives from it
     if control.previous_controlnet is not None:
         previous = _crop_control(control.previous_controlnet, units, x_in, controls)
         cropped.previous_controlnet = previous

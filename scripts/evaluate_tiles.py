@@ -1,0 +1,311 @@
+"""Measures tiled restoration: seams, several people, large scales, few steps.
+
+    python scripts/evaluate_tiles.py                      # all, with the mini restorer
+    python scripts/evaluate_tiles.py --only seams group   # some
+
+Runs in ComfyUI's environment (scripts/setup_host.py makes one). People, adapters and their cache
+are those of scripts/evaluate.py: give the same --out, and no adapter is trained twice. Writes
+Markdown tables and pictures to OUT. Intervals are 95% bootstraps that resample people or groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from in_process import use_comfyui
+from PIL import Image
+from setup_host import REPO
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
+
+from evaluate import FULL, Bench, gather_people, parse_options
+from evaluation.adapters import VARIANTS
+from evaluation.people import Person, derive_seed
+from evaluation.tables import LEVELS, SIMILARITY, contact_sheet, interval_text, markdown_table
+
+from pfstorer_core.degradation import PRESETS, degrade, resize_bicubic
+from pfstorer_core.groups import album_page, degrade_people, group_photo
+from pfstorer_core.metrics import bootstrap_interval, clustered_interval, haarpsi, psnr
+from pfstorer_core.portraits import portrait_set
+from pfstorer_core.similarity import IdentityEmbedding, identity_similarity, load_embedding
+from pfstorer_core.tiling import tile_grid
+
+TRAINED = 128  # pixels: side of the mini restorer's pictures
+FRAME = 160  # pixels: side of the square that a person of a group takes
+GROUPS = 8
+ALBUM = 14  # portraits in a row and in a column
+JPEG_QUALITY = 80
+TILE = 192  # pixels
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=REPO / "output" / "identity")
+    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--people", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=8, help="sampling steps")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    use_comfyui()
+    import comfy.utils
+
+    comfy.utils.set_progress_bar_enabled(False)
+    trial = Trial(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.only:
+        report = SECTIONS[name](trial)
+        (options.out / f"tiles_{name}.md").write_text(report)
+        print(report, flush=True)
+
+
+class Trial:
+    """The mini restorer, people and their adapters.
+
+    Args:
+        options: the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        given = parse_options(["--out", str(options.out), "--count", str(options.people)])
+        self.out: Path = options.out
+        self.steps: int = options.steps
+        self.bench = Bench(given)
+        self.people = gather_people(given, {FULL: VARIANTS[FULL]})
+        self.embedding: IdentityEmbedding = load_embedding()
+
+    def personalized(self, model: Any, person: Person, mask: Tensor | None = None) -> Any:
+        """Returns a MODEL that restores a person as well."""
+        from pfstorer_core.host import apply_identity
+
+        return apply_identity(model, self.bench.adapter(person, VARIANTS[FULL]), mask=mask)
+
+    def restore(self, model: Any, lq: Tensor, **settings: Any) -> Tensor:
+        """Restores pictures (B, 3, H, W) in [0, 1]."""
+        from pfstorer_core.host import restore
+
+        settings = {"steps": self.steps, "color_fix": "none", **settings}
+        return restore(model, self.bench.vae, lq.movedim(1, -1), **settings).movedim(-1, 1)
+
+    def similarity(self, picture: Tensor, person: Person) -> float:
+        """Returns the mean similarity of pictures (B, 3, H, W) to a person's references."""
+        small = resize_bicubic(picture.contiguous(), (TRAINED, TRAINED))
+        return float(identity_similarity(self.embedding, small, person.references).mean())
+
+
+def seams(trial: Trial) -> str:
+    """Compares gradients across tile borders with those elsewhere."""
+    page = album_page(2_000_000, ALBUM, ALBUM, TRAINED, seed=1)  # (1, 3, S, S)
+    lq = degrade_people(page, TRAINED, PRESETS["medium"], torch.Generator().manual_seed(1))
+    rows = []
+    for overlap in (0.0, 0.25, 0.5):
+        settings = {"tile_size": TILE, "overlap": overlap, "upscaling": "one pass", "steps": 4}
+        restored = trial.restore(trial.bench.model, lq, **settings)
+        lines = _border_lines(page.shape[2], TILE, int(TILE * overlap))
+        ratios = _seam_ratios(restored, page, lines)
+        across = interval_text(bootstrap_interval(ratios))
+        rows.append([f"{overlap:.0%}", across, f"{float(psnr(restored, page)):.2f}"])
+    table = markdown_table(["overlap", "gradient across borders / elsewhere", "PSNR"], rows)
+    return (
+        f"A page of {ALBUM**2} portraits, {page.shape[3]} x {page.shape[2]} px, medium "
+        f"degradation, tiles of {TILE} px; restored against the same ratio of the truth; 1 is "
+        f"seamless.\n\n{table}\n"
+    )
+
+
+def _border_lines(length: int, tile: int, overlap: int) -> list[int]:
+    """Returns the places along an axis at which a tile begins or ends."""
+    tiles = tile_grid(length, 1, tile, overlap)
+    return sorted(({t.y0 for t in tiles} | {t.y1 for t in tiles}) - {0, length})
+
+
+def _seam_ratios(restored: Tensor, truth: Tensor, lines: Sequence[int]) -> list[float]:
+    """Returns for each border the gradient across it, restored over true, as elsewhere."""
+    ratios = []
+    for dim in (2, 3):
+        steps = [x.mean(1, keepdim=True).diff(dim=dim).abs() for x in (restored, truth)]
+        profiles = [x.mean([d for d in (0, 1, 2, 3) if d != dim]) for x in steps]  # (S - 1,)
+        elsewhere = torch.ones_like(profiles[0], dtype=torch.bool)
+        elsewhere[[line - 1 for line in lines]] = False
+        usual = profiles[0][elsewhere].mean() / profiles[1][elsewhere].mean()
+        across = [profiles[0][line - 1] / profiles[1][line - 1] for line in lines]
+        ratios += [float(x / usual) for x in across]
+    return ratios
+
+
+def group(trial: Trial) -> str:
+    """Compares people of a group photo with the same people restored alone."""
+    rows, sheet = [], []
+    for level in ("medium", "extreme"):
+        own: dict[str, list[Tensor]] = {}
+        leak: dict[str, list[Tensor]] = {}
+        for number in range(GROUPS):
+            people = [trial.people[(number + k) % len(trial.people)] for k in range(3)]
+            photo = group_photo([int(p.name) for p in people], FRAME + 32, 3 * FRAME, number)
+            generator = torch.Generator().manual_seed(number)
+            lq = degrade_people(photo.picture, FRAME, PRESETS[level], generator)
+            model = trial.bench.model
+            for person, mask in zip(people, photo.masks, strict=True):
+                model = trial.personalized(model, person, mask[None])
+            pictures = {
+                "LQ": lq,
+                "base": trial.restore(trial.bench.model, lq, tile_size=TILE),
+                "group": trial.restore(model, lq, tile_size=TILE),
+                "truth": photo.picture,
+            }
+            parts = {
+                kind: [_cut(picture, frame) for frame in photo.frames]
+                for kind, picture in pictures.items()
+            }
+            parts["alone"] = [
+                trial.restore(trial.personalized(trial.bench.model, person), part)
+                for person, part in zip(people, parts["LQ"], strict=True)
+            ]
+            for kind, cuts in parts.items():
+                values = [trial.similarity(x, p) for x, p in zip(cuts, people, strict=True)]
+                own.setdefault(kind, []).append(torch.tensor(values))
+                others = [
+                    trial.similarity(x, p)
+                    for x, who in zip(cuts, people, strict=True)
+                    for p in people
+                    if p is not who
+                ]
+                leak.setdefault(kind, []).append(torch.tensor(others))
+            if number < 2:
+                sheet.append(torch.cat([pictures[k] for k in ("LQ", "base", "group", "truth")]))
+        for kind in ("LQ", "base", "alone", "group", "truth"):
+            rows.append([level, kind, _interval(own[kind]), _interval(leak[kind])])
+        apart = [a - b for a, b in zip(own["group"], own["alone"], strict=True)]
+        leaked = [a - b for a, b in zip(leak["group"], leak["base"], strict=True)]
+        rows.append([level, "group - alone", _interval(apart), ""])
+        rows.append([level, "group - base", "", _interval(leaked)])
+    _save_rows(sheet, trial.out / "tiles_group.png")
+    table = markdown_table(["level", "", "similarity to the person", "to the others"], rows)
+    return (
+        f"{GROUPS} group photos of three people, {3 * FRAME} x {FRAME + 32} px, tiles of {TILE} "
+        f"px, one adapter and mask for each person. Alone: the person's square cut out and "
+        f"restored with the one adapter.\n\n{table}\n"
+    )
+
+
+def upscaling(trial: Trial) -> str:
+    """Scales portraits of 26 px up twenty times, in all ways."""
+    side, small = 520, 26
+    rows, sheets = [], []
+    kinds: dict[str, list[list[float]]] = {}
+    for person in trial.people:
+        seed = derive_seed("upscaling", person.name)
+        clean = portrait_set(int(person.name), 1, seed, side)
+        lq = _jpeg(resize_bicubic(clean, (small, small)))
+        model = trial.personalized(trial.bench.model, person)
+        pictures = {"LQ, scaled": resize_bicubic(lq, (side, side))}
+        for name, base, way in (
+            ("base, auto", trial.bench.model, "auto"),
+            ("personalized, one pass", model, "one pass"),
+            ("personalized, progressive", model, "progressive"),
+            ("personalized, auto", model, "auto"),
+        ):
+            started = time.perf_counter()
+            pictures[name] = trial.restore(base, lq, size=(side, side), upscaling=way)
+            kinds.setdefault(f"{name} s", []).append([time.perf_counter() - started])
+        pictures["truth"] = clean
+        for name, picture in pictures.items():
+            values = [trial.similarity(picture, person)]
+            if name != "truth":
+                values += [float(psnr(picture, clean)), float(haarpsi(picture, clean))]
+            kinds.setdefault(name, []).append(values)
+        sheets.append(torch.cat(list(pictures.values())))
+    for name, values in kinds.items():
+        if not name.endswith(" s"):
+            means = [statistics.fmean(column) for column in zip(*values, strict=True)]
+            seconds = [x for (x,) in kinds.get(f"{name} s", [])]
+            cells = [f"{means[0]:.3f}", *(f"{x:.2f}" for x in means[1:])]
+            cells += [""] * (3 - len(cells))
+            rows.append([name, *cells, f"{statistics.fmean(seconds):.1f}" if seconds else ""])
+    labels = [p.name for p in trial.people[:3]]
+    shown = [
+        (name, torch.cat([sheet[k : k + 1] for sheet in sheets[:3]]))
+        for k, name in enumerate(pictures)
+    ]
+    contact_sheet(shown, labels, cell=260).save(trial.out / "tiles_upscaling.png")
+    table = markdown_table(["", SIMILARITY, "PSNR", "HaarPSI", "seconds"], rows)
+    return f"Portraits of {small} px scaled up to {side} px ({side / small:.0f} x).\n\n{table}\n"
+
+
+def fast(trial: Trial) -> str:
+    """Measures quality against steps and the encoder's interval."""
+    rows = []
+    for steps, interval in ((1, 1), (2, 1), (4, 1), (8, 1), (8, 2), (8, 4), (20, 1), (20, 4)):
+        cells, seconds = [f"{steps}", f"{interval}"], 0.0
+        for level in LEVELS:
+            similar, quality = [], []
+            for person in trial.people:
+                generator = torch.Generator().manual_seed(derive_seed(level, person.name))
+                lq = degrade(person.clean[:8], PRESETS[level], generator)
+                model = trial.personalized(trial.bench.model, person)
+                started = time.perf_counter()
+                out = trial.restore(model, lq, steps=steps, encoder_interval=interval)
+                seconds += time.perf_counter() - started
+                similar.append(trial.similarity(out, person))
+                quality.append(float(psnr(out, person.clean[:8]).mean()))
+            cells.append(f"{statistics.fmean(similar):.3f} / {statistics.fmean(quality):.2f}")
+        pictures = 8 * len(trial.people) * len(LEVELS)
+        rows.append([*cells, f"{1000 * seconds / pictures:.0f}"])
+    table = markdown_table(["steps", "encoder interval", *LEVELS, "ms a picture"], rows)
+    return f"Personalized, {SIMILARITY} / PSNR, euler.\n\n{table}\n"
+
+
+SECTIONS: dict[str, Callable[[Trial], str]] = {
+    "seams": seams,
+    "group": group,
+    "upscaling": upscaling,
+    "fast": fast,
+}
+
+
+def _cut(picture: Tensor, frame: tuple[int, int, int]) -> Tensor:
+    """Returns the square (1, 3, side, side) of a person, moved into the picture."""
+    y, x, side = frame
+    y = max(0, min(y, picture.shape[2] - side))
+    x = max(0, min(x, picture.shape[3] - side))
+    return picture[:, :, y : y + side, x : x + side].contiguous()
+
+
+def _interval(groups: Sequence[Tensor]) -> str:
+    return interval_text(clustered_interval(torch.stack(list(groups))))
+
+
+def _jpeg(images: Tensor) -> Tensor:
+    saved = []
+    for image in images:
+        buffer = io.BytesIO()
+        to_pil_image(image.clamp(0, 1)).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        saved.append(pil_to_tensor(Image.open(buffer)).float() / 255)
+    return torch.stack(saved)
+
+
+def _save_rows(rows: Sequence[Tensor], path: Path) -> None:
+    """Saves pictures (N, 3, H, W) of each row below each other, rows side by side."""
+    columns = [torch.cat(list(row), dim=1) for row in rows]  # (3, N H, W) each
+    to_pil_image(torch.cat(columns, dim=2).clamp(0, 1)).save(path)
+
+
+if __name__ == "__main__":
+    main()
