@@ -44,7 +44,8 @@ def known_factor(
     for identity in identities:
         if identity.mask is None:
             return trained / max(size)
-        inside = identity.mask.amax(0) > 0.5  # (h, w)
+        mask = identity.mask.amax(0)  # (h, w)
+        inside = mask > 0.5 * mask.max()
         if inside.any():
             sides = (_extent(inside.any(1)), _extent(inside.any(0)))  # shares of height and width
             heads.append(max(side * share for side, share in zip(size, sides, strict=True)))
@@ -89,7 +90,7 @@ def mask_report(
         name = identity.adapter.info.name or "unnamed"
         text = f"Identity {number} ({name}), gamma {identity.strength:g}: "
         if identity.mask is None:
-            text += "everywhere"
+            text += "everywhere that is restored"
         else:
             mask = _fitted(identity.mask, shape)  # (B, 1, h, w)
             met = sum(bool(tile.crop(item).any()) for tile in tiles for item in mask)

@@ -174,12 +174,12 @@ def restore(
     if sizes[-1] != (height, width):
         report.line(f"scaled from {sizes[-1][1]} x {sizes[-1][0]} to {width} x {height} px")
         restored = resize_bicubic(restored, (height, width))
+    for item in (k for k, is_grey in enumerate(grey) if is_grey):
+        color.to_grey(restored[item : item + 1], out=restored[item : item + 1])
     if chosen.masked_only:
         share = feathered(identities, (len(rgb), 1, height, width), chosen.feather)
         original = resize_bicubic(rgb, (height, width)).to(restored)
         restored = torch.lerp(original, restored, share.to(restored))
-    for item in (k for k, is_grey in enumerate(grey) if is_grey):
-        color.to_grey(restored[item : item + 1], out=restored[item : item + 1])
     if any(grey):
         report.line(f"{sum(grey)} of {len(grey)} images are grey and stay so")
     report.line(f"Done in {time.monotonic() - started:.1f} s")

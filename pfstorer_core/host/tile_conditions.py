@@ -95,6 +95,11 @@ def _obstacle(cond: dict[str, Any]) -> str | None:
                 "custom node cannot be cut into tiles; use ComfyUI's own 'Apply ControlNet', or "
                 "choose a tile size as large as the picture."
             )
+        if control.global_average_pooling:
+            return (
+                "A ControlNet that looks at its hint as a whole (shuffle) cannot be cut into "
+                "tiles; remove it, or choose a tile size as large as the picture."
+            )
         control = control.previous_controlnet
     return None
 
@@ -191,6 +196,10 @@ def _crop_control(
     if control.previous_controlnet is not None:
         previous = _crop_control(control.previous_controlnet, units, x_in, controls)
         cropped.previous_controlnet = previous
+    clones = getattr(control, "multigpu_clones", {})  # unknown to older versions
+    cropped.multigpu_clones = {
+        device: _crop_control(clone, units, x_in, controls) for device, clone in clones.items()
+    }
     controls[id(control)] = cropped
     return cropped
 

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import PFStorerError
 from .loading import trained_size
+from .memory import available_memory
 from .sites import size_step
 from .tiles import TileLayout
 
@@ -96,7 +97,7 @@ def plan_tiles(
     batch, channels, height, width = latent_shape
     trained = trained_size(model) // cell
     tile = tile_size // cell // step * step or _best_tile(height, width, trained, overlap, step)
-    free = _available_memory(model)
+    free = available_memory(model)
     conditions = 1 if cfg == 1 else 2
 
     def memory(side: int, count: int) -> float:
@@ -107,9 +108,9 @@ def plan_tiles(
         while memory(tile, 1) > free and tile // 2 // step * step >= smallest:
             tile = tile // 2 // step * step
     layout = TileLayout(height, width, tile, overlap, 1, step)
-    if not tile_batch:
-        most = min(_LARGEST_BATCH, len(layout.tiles) * batch)
-        tile_batch = max(1, min(most, int(free / memory(tile, 1))))
+    most = len(layout.tiles) * batch
+    tile_batch = tile_batch or max(1, min(_LARGEST_BATCH, int(free / memory(tile, 1))))
+    tile_batch = min(tile_batch, most)
     layout = TileLayout(height, width, tile, overlap, tile_batch, step)
     pictures = _picture_memory(latent_shape, cell)
     return TilePlan(layout, memory(tile, tile_batch), free, pictures, cell)
@@ -153,15 +154,3 @@ def _picture_memory(latent_shape: tuple[int, int, int, int], cell: int) -> float
     batch, channels, height, width = latent_shape
     picture = 3 * cell**2 * _BUFFERS
     return 4.0 * batch * height * width * (picture + channels * _LATENT_BUFFERS)
-
-
-def _available_memory(model: Any) -> float:
-    """Bytes on a MODEL's device once only this MODEL is loaded there."""
-    device = model.load_device
-    free = float(mm.get_free_memory(device))
-    if mm.is_device_cpu(device):
-        return free
-    models = [model, *model.get_nested_additional_models()]
-    others = {id(m.model): m for m in mm.loaded_models() if m.load_device == device}
-    loaded = sum(m.loaded_size() for m in others.values())
-    return max(0.0, free + loaded - sum(m.model_size() for m in models))

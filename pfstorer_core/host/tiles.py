@@ -17,6 +17,7 @@ from ..tiling import Tile, TileBlend, tile_grid
 from .conditions import Conds, with_options
 from .identities import touched_identities
 from .lq import LQ_COND, MEMORY, STEP, FeatureMemory
+from .memory import is_out_of_memory
 from .tile_conditions import Unit, can_be_cut, crop_conds, has_areas
 
 logger = logging.getLogger(__name__)
@@ -212,15 +213,6 @@ def set_tiles(model_patcher: Any, steps: TiledSteps) -> Any:
         model.remove_wrappers_with_key(kind, TILES_KEY)
         model.add_wrapper_with_key(kind, TILES_KEY, wrapper)
     return model
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device has no memory left; not every device has a class."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    told = any(t in text for t in ("out of memory", "not enough memory", "can't allocate memory"))
-    return isinstance(error, RuntimeError) and told
 
 
 def _smaller(layout: TileLayout) -> TileLayout:

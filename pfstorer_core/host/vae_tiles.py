@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..errors import PFStorerError
 from ..tiling import Tile, TileBlend, tile_grid
+from .memory import available_memory, is_out_of_memory
 from .padding import mirrored, pad
-from .tiles import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def _by_tiles(
         scale: how much larger the result is than the latent.
         elsewhere: what comes back where no tile is needed.
     """
-    usable = _USABLE * mm.get_free_memory(vae.device)
+    usable = _USABLE * available_memory(vae.patcher)
     side = min(LARGEST_TILE, max(latent_size))
     while memory(side) > usable and side // 2 >= SMALLEST_TILE:
         side //= 2

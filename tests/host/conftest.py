@@ -30,6 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
     args.base_directory = tempfile.mkdtemp(prefix="pfstorer-tests-")
     config.add_cleanup(lambda: shutil.rmtree(args.base_directory, ignore_errors=True))
 
+    # As early as in ComfyUI's own start: in 0.20 its `nodes` puts another `utils` before this one.
+    import utils  # noqa: F401
+
 
 @pytest.fixture(scope="session")
 def base_directory() -> Path:

@@ -24,7 +24,7 @@ from pfstorer_core import host
 from pfstorer_core.adapter import AdapterInfo, IdentityAdapter
 from pfstorer_core.encoder import EncoderConfig
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host import bundled, identities, patches
+from pfstorer_core.host import bundled, identities, lq, patches
 from pfstorer_core.host.identities import AppliedIdentity, additions
 from pfstorer_core.host.sampling import encode_references
 from pfstorer_core.host.sites import find_identity_sites, unet_digest
@@ -285,7 +285,7 @@ def test_a_condition_with_an_area_sees_its_part_of_the_mask(model, ada) -> None:
     sample(recording, cfg=1.0, positive=prompt(1, area=(8, 8, 4, 2)), steps=1)
     (forward,) = forwards
     assert forward.x.shape[2:] == (8, 8)
-    (seen,) = (v for k, v in forward.conditions.items() if k != patches.LQ_COND)
+    (seen,) = (v for k, v in forward.conditions.items() if k != lq.LQ_COND)
     assert torch.equal(seen, mask[:, None, 4:12, 2:10])
     # An area in which the person is not is the base's.
     away = host.apply_identity(model, ada, mask=mask)

@@ -17,7 +17,7 @@ from tiny_models import UNET, random_restorer, write_bundled
 
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host import bundled, patches
+from pfstorer_core.host import bundled, lq, patches
 from pfstorer_core.host.sites import find_sft_sites
 
 KEY = "test"
@@ -295,12 +295,12 @@ def test_nothing_of_a_run_outlives_it(model) -> None:
         WrappersMP.CALC_COND_BATCH,
         "zz-inner",
         lambda executor, *args: (
-            seen.append(args[-1]["transformer_options"][patches._STEP]) or executor(*args)
+            seen.append(args[-1]["transformer_options"][lq.STEP]) or executor(*args)
         ),
     )
     sample(recording, steps=2)
     assert len(seen) == 2 and seen[0] is not seen[1], "each step has features of its own"
-    assert patches._STEP not in recording.model_options["transformer_options"]
+    assert lq.STEP not in recording.model_options["transformer_options"]
     assert patches._FORWARD not in recording.model_options["transformer_options"]
     assert forwards
 

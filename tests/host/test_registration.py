@@ -8,6 +8,7 @@ from comfyui_client import PACK, REPO, Client, Server
 NODES = {
     "PFStorerApplyPersonalization": "Apply Personalization",
     "PFStorerConditionOnLQ": "Condition on LQ Image",
+    "PFStorerDemoAlbum": "Demo Album Page",
     "PFStorerDemoGroup": "Demo Group Photo",
     "PFStorerDemoPortrait": "Demo Portrait",
     "PFStorerLoadBaseRestorer": "Load Base Restorer",
@@ -54,7 +55,13 @@ def test_the_pack_is_imported_fast(server: Server) -> None:
 
 
 def test_all_templates_are_listed(client: Client) -> None:
-    assert {"restore_photo", "train_identity", "personalized_restore"} <= set(TEMPLATES)
+    assert TEMPLATES == [
+        "group_photo",
+        "personalized_restore",
+        "restore_photo",
+        "tiled_4k",
+        "train_identity",
+    ]
     assert sorted(client.get_json("/api/workflow_templates")[PACK]) == TEMPLATES
 
 

@@ -167,10 +167,17 @@ def test_a_damaged_file_gets_one_sentence(
     assert error["exception_type"].endswith("PFStorerError")
 
 
-def test_too_large_an_output_gets_one_sentence(client: Client, prompt: dict[str, Any]) -> None:
-    error = error_of(client, changed(prompt, RESTORE, longest_side=520))
+def test_an_output_of_many_tiles(client: Client, prompt: dict[str, Any]) -> None:
+    settings = {"longest_side": 200, "tile_size": 64, "tile_batch": 4}
+    run = client.run(changed(prompt, RESTORE, **settings))
+    assert run.status == "success"
+    assert pictures(client, run)[SAVE].shape == (1, 200, 200, 3)
+
+
+def test_a_wrong_setting_gets_one_sentence(client: Client, prompt: dict[str, Any]) -> None:
+    error = error_of(client, changed(prompt, RESTORE, tile_size=8))
     assert error["node_type"] == "PFStorerTiledRestore"
-    assert "would be 520 x 520 pixels, but one tile takes at most" in error["exception_message"]
+    assert "Tiles of 8 px are too small for this restorer" in error["exception_message"]
 
 
 def test_it_can_be_interrupted_and_the_queue_goes_on(

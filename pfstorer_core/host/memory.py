@@ -1,0 +1,30 @@
+"""Memory of a device: what a model can have, and how running out of it shows."""
+
+from typing import Any
+
+import comfy.model_management as mm
+import torch
+
+
+def available_memory(model_patcher: Any) -> float:
+    """Returns the bytes on a model's device that are free once only this model is loaded there.
+
+    Args:
+        model_patcher: ComfyUI's `ModelPatcher`; the models that belong to it count with it.
+    """
+    device = model_patcher.load_device
+    free = float(mm.get_free_memory(device))
+    if mm.is_device_cpu(device):
+        return free  # weights lie in main memory, loaded or not
+    models = [model_patcher, *model_patcher.get_nested_additional_models()]
+    loaded = {id(m.model): m.loaded_size() for m in mm.loaded_models() if m.load_device == device}
+    return max(0.0, free + sum(loaded.values()) - sum(m.model_size() for m in models))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device has no memory left; not every device has a class."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    told = any(t in text for t in ("out of memory", "not enough memory", "can't allocate memory"))
+    return isinstance(error, RuntimeError) and told
