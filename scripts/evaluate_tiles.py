@@ -35,8 +35,8 @@ from evaluation.people import Person, derive_seed
 from evaluation.tables import LEVELS, SIMILARITY, contact_sheet, interval_text, markdown_table
 
 from pfstorer_core.degradation import PRESETS, degrade, resize_bicubic
-from pfstorer_core.groups import album_page, degrade_people, group_photo
-from pfstorer_core.metrics import bootstrap_interval, clustered_interval, haarpsi, psnr
+from pfstorer_core.groups import degrade_people, group_photo
+from pfstorer_core.metrics import clustered_interval, haarpsi, psnr
 from pfstorer_core.portraits import portrait_set
 from pfstorer_core.similarity import IdentityEmbedding, identity_similarity, load_embedding
 from pfstorer_core.tiling import tile_grid
@@ -44,10 +44,11 @@ from pfstorer_core.tiling import tile_grid
 TRAINED = 128  # pixels: side of the mini restorer's pictures
 FRAME = 160  # pixels: side of the square that a person of a group takes
 GROUPS = 8
-ALBUM = 14  # portraits in a row and in a column
+CROWD = 512, 960  # height and width of a group photo of six people
+CROWDS = 8
 JPEG_QUALITY = 80
 TILE = 192  # pixels
-ALBUM_TILE = 176  # pixels: its stride is no multiple of the portraits', so borders lie anywhere
+CROWD_TILE = 176  # pixels
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -113,47 +114,71 @@ class Trial:
 
 def seams(trial: Trial) -> str:
     """Compares gradients across tile borders with those elsewhere."""
-    page = album_page(2_000_000, ALBUM, ALBUM, TRAINED, seed=1)  # (1, 3, S, S)
-    lq = degrade_people(page, TRAINED, PRESETS["light"], torch.Generator().manual_seed(1))
-    rows = [["LQ", "", f"{float(psnr(lq, page)):.2f}"]]
-    for overlap in (0.0, 0.25, 0.5):
-        settings = {
-            "tile_size": ALBUM_TILE,
-            "overlap": overlap,
-            "upscaling": "one pass",
-            "steps": 4,
-        }
-        restored = trial.restore(trial.bench.model, lq, **settings)
-        lines = _border_lines(page.shape[2], ALBUM_TILE, int(ALBUM_TILE * overlap))
-        ratios = _seam_ratios(restored, page, lines)
-        across = interval_text(bootstrap_interval(ratios))
-        rows.append([f"{overlap:.0%}", across, f"{float(psnr(restored, page)):.2f}"])
-    table = markdown_table(["overlap", "gradient across borders / elsewhere", "PSNR"], rows)
+    overlaps = (0.0, 0.25, 0.5)
+    profiles: dict[float, list[Tensor]] = {overlap: [] for overlap in overlaps}
+    quality: dict[str, list[float]] = {}
+    height, width = CROWD
+    for number in range(CROWDS):
+        first = 2_000_000 + 6 * number
+        truth = group_photo(range(first, first + 6), height, width, number).picture
+        generator = torch.Generator().manual_seed(number)
+        lq = degrade_people(truth, FRAME, PRESETS["medium"], generator)
+        settings = {"upscaling": "one pass", "steps": 4}
+        whole = trial.restore(trial.bench.model, lq, tile_size=width, **settings)
+        pictures = {"LQ": lq, "one piece": whole}
+        for overlap in overlaps:
+            restored = trial.restore(
+                trial.bench.model, lq, tile_size=CROWD_TILE, overlap=overlap, **settings
+            )
+            profiles[overlap].append(_border_gradients(restored, whole, truth, overlap))
+            pictures[f"tiles, overlap {overlap:.0%}"] = restored
+        for name, picture in pictures.items():
+            quality.setdefault(name, []).append(float(psnr(picture, truth)))
+    rows = []
+    for name, values in quality.items():
+        rows.append([name, "", "", "", f"{statistics.fmean(values):.2f}"])
+    for row, overlap in zip(rows[2:], overlaps, strict=True):
+        gradients = torch.cat(profiles[overlap])[:, None]  # (borders, 1, measures)
+        for column, (over, under) in enumerate(((0, 2), (1, 2), (0, 1)), 1):
+            ratio = clustered_interval(
+                gradients[..., (over, under)], lambda m: m[..., 0] / m[..., 1]
+            )
+            row[column] = interval_text(ratio)
+    header = ["", "tiles / truth", "one piece / truth", "tiles / one piece", "PSNR"]
     return (
-        f"A page of {ALBUM**2} portraits, {page.shape[3]} x {page.shape[2]} px, light "
-        f"degradation, tiles of {ALBUM_TILE} px; restored against the same ratio of the truth; 1 "
-        f"is seamless.\n\n{table}\n"
+        f"{CROWDS} group photos of six people, {width} x {height} px, medium degradation, tiles of "
+        f"{CROWD_TILE} px. Mean gradient across the borders of tiles as a multiple of that "
+        "elsewhere, in the picture restored in tiles, in the one restored in one piece (at the "
+        f"same places), and in the truth; 1 is seamless.\n\n{markdown_table(header, rows)}\n"
     )
+
+
+def _border_gradients(restored: Tensor, whole: Tensor, truth: Tensor, overlap: float) -> Tensor:
+    """Returns the mean gradient across each border, as a multiple of that elsewhere.
+
+    Returns:
+        (borders, 3): restored in tiles, restored in one piece, truth.
+    """
+    across = []
+    for dim in (2, 3):
+        lines = _border_lines(truth.shape[dim], CROWD_TILE, int(CROWD_TILE * overlap))
+        profile = torch.stack(
+            [
+                x.mean(1, keepdim=True).diff(dim=dim).abs().mean([d for d in range(4) if d != dim])
+                for x in (restored, whole, truth)
+            ],
+            dim=1,
+        )  # (length - 1, 3)
+        border = torch.zeros(len(profile), dtype=torch.bool)
+        border[[line - 1 for line in lines]] = True
+        across.append(profile[border] / profile[~border].mean(0))
+    return torch.cat(across)
 
 
 def _border_lines(length: int, tile: int, overlap: int) -> list[int]:
     """Returns the places along an axis at which a tile begins or ends."""
     tiles = tile_grid(length, 1, tile, overlap)
     return sorted(({t.y0 for t in tiles} | {t.y1 for t in tiles}) - {0, length})
-
-
-def _seam_ratios(restored: Tensor, truth: Tensor, lines: Sequence[int]) -> list[float]:
-    """Returns for each border the gradient across it, restored over true, as elsewhere."""
-    ratios = []
-    for dim in (2, 3):
-        steps = [x.mean(1, keepdim=True).diff(dim=dim).abs() for x in (restored, truth)]
-        profiles = [x.mean([d for d in (0, 1, 2, 3) if d != dim]) for x in steps]  # (S - 1,)
-        elsewhere = torch.ones_like(profiles[0], dtype=torch.bool)
-        elsewhere[[line - 1 for line in lines]] = False
-        usual = profiles[0][elsewhere].mean() / profiles[1][elsewhere].mean()
-        across = [profiles[0][line - 1] / profiles[1][line - 1] for line in lines]
-        ratios += [float(x / usual) for x in across]
-    return ratios
 
 
 def group(trial: Trial) -> str:
@@ -184,6 +209,11 @@ def group(trial: Trial) -> str:
                 trial.restore(trial.personalized(trial.bench.model, person), part)
                 for person, part in zip(people, parts["LQ"], strict=True)
             ]
+            parts["only one adapter"] = []
+            for person, mask, frame in zip(people, photo.masks, photo.frames, strict=True):
+                single = trial.personalized(trial.bench.model, person, mask[None])
+                restored = trial.restore(single, lq, tile_size=TILE)
+                parts["only one adapter"].append(_cut(restored, frame))
             for kind, cuts in parts.items():
                 values = [trial.similarity(x, p) for x, p in zip(cuts, people, strict=True)]
                 own.setdefault(kind, []).append(torch.tensor(values))
@@ -196,18 +226,21 @@ def group(trial: Trial) -> str:
                 leak.setdefault(kind, []).append(torch.tensor(others))
             if number < 2:
                 sheet.append(torch.cat([pictures[k] for k in ("LQ", "base", "group", "truth")]))
-        for kind in ("LQ", "base", "alone", "group", "truth"):
+        for kind in ("LQ", "base", "alone", "only one adapter", "group", "truth"):
             rows.append([level, kind, _interval(own[kind]), _interval(leak[kind])])
-        apart = [a - b for a, b in zip(own["group"], own["alone"], strict=True)]
-        leaked = [a - b for a, b in zip(leak["group"], leak["base"], strict=True)]
-        rows.append([level, "group - alone", _interval(apart), ""])
-        rows.append([level, "group - base", "", _interval(leaked)])
+        for other in ("alone", "only one adapter", "base"):
+            apart, leaked = (
+                [a - b for a, b in zip(values["group"], values[other], strict=True)]
+                for values in (own, leak)
+            )
+            rows.append([level, f"group - {other}", _interval(apart), _interval(leaked)])
     _save_rows(sheet, trial.out / "tiles_group.png")
     table = markdown_table(["level", "", "similarity to the person", "to the others"], rows)
     return (
         f"{GROUPS} group photos of three people, {3 * FRAME} x {FRAME + 32} px, tiles of {TILE} "
         f"px, one adapter and mask for each person. Alone: the person's square cut out and "
-        f"restored with the one adapter.\n\n{table}\n"
+        f"restored with the one adapter. Only one adapter: the whole picture with the adapters and "
+        f"masks of the others left out.\n\n{table}\n"
     )
 
 

@@ -20,9 +20,10 @@ TEXT_SECONDS = 10  # between two lines of text, where the output is no terminal
 
 
 class Progress:
-    """Prints one line per node, with its steps or its line of text where it reports them.
+    """Prints one line per node, with its steps or its text where it reports them.
 
-    A terminal shows every change in place; elsewhere a text is printed now and then.
+    A terminal shows every change in place; elsewhere what is new in a text is printed now and then,
+    and all of it when the node has ended.
 
     Args:
         prompt: the workflow in API format, for the nodes' titles.
@@ -33,7 +34,8 @@ class Progress:
         self.line_open = False
         self._in_place = sys.stdout.isatty()
         self._last_text = 0.0
-        self._has_text = False
+        self._text: list[str] = []
+        self._told: set[str] = set()
 
     def title(self, node_id: str) -> str:
         """Returns what a node is called in the workflow."""
@@ -44,31 +46,44 @@ class Progress:
         data = event["data"]
         if event["type"] == "executing":
             self.end_line()
-            self._has_text = False
             if data.get("node") is not None:
                 print(f"  {self.title(data['node'])}", end="", flush=True)
                 self.line_open = True
         elif event["type"] == TEXT_EVENT and self.line_open and data["text"]:
-            self._has_text = True
-            self._show_text(self.title(data["node"]), data["text"].splitlines()[0])
+            self._text = data["text"].splitlines()
+            self._show_text(self.title(data["node"]))
         elif event["type"] == "progress" and self.line_open and self._in_place:
-            if not self._has_text:  # which says it better
+            if not self._text:  # which says it better
                 steps = f"{data['value']:g}/{data['max']:g}"
                 print(f"\r  {self.title(str(data.get('node')))} {steps}", end="", flush=True)
 
-    def _show_text(self, title: str, text: str) -> None:
+    def _show_text(self, title: str) -> None:
         if self._in_place:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{f'  {title}: {text}'[:width].ljust(width)}", end="", flush=True)
+            new = self._take_new()
+            if new:
+                width = shutil.get_terminal_size().columns - 1
+                print(f"\r{f'  {title}: {new[-1]}'[:width].ljust(width)}", end="", flush=True)
         elif time.monotonic() - self._last_text >= TEXT_SECONDS:
-            self._last_text = time.monotonic()
-            print(f"\n    {text}", end="", flush=True)
+            self._print_new()
+
+    def _print_new(self) -> None:
+        self._last_text = time.monotonic()
+        for line in self._take_new():
+            print(f"\n    {line}", end="", flush=True)
+
+    def _take_new(self) -> list[str]:
+        new = [line for line in self._text if line not in self._told]
+        self._told.update(new)
+        return new
 
     def end_line(self) -> None:
         """Ends the current node's line."""
         if self.line_open:
+            if not self._in_place:
+                self._print_new()
             print(flush=True)
         self.line_open = False
+        self._text, self._told = [], set()
 
 
 def file_name(title: str, number: int, original: str) -> str:

@@ -26,10 +26,17 @@ WATCH = """type => {
         if (text && text !== seen.texts.at(-1)) seen.texts.push(text);
     }, 50);
 }"""
+SHOWN_TEXT = """title => {
+    const node = app.graph._nodes.find(n => n.title === title);
+    const names = ["$$node-text-preview", "preview_text"];
+    return node.widgets.find(w => names.includes(w.name) && w.value)?.value ?? "";
+}"""
 SET_WIDGETS = """([type, values]) => {
-    const node = app.graph._nodes.find(n => n.type === type);
-    for (const [name, value] of Object.entries(values))
-        node.widgets.find(w => w.name === name).value = value;
+    const nodes = app.graph._nodes.filter(n => n.type === type);
+    for (const node of nodes)
+        for (const [name, value] of Object.entries(values))
+            node.widgets.find(w => w.name === name).value = value;
+    return nodes.length;
 }"""
 
 
@@ -74,12 +81,17 @@ class Frontend:
         return types
 
     def set_widgets(self, node_type: str, **values: Any) -> None:
-        """Sets widgets of the first node of a type."""
-        self.page.evaluate(SET_WIDGETS, [node_type, values])
+        """Sets widgets of all nodes of a type, of which there must be one."""
+        assert self.page.evaluate(SET_WIDGETS, [node_type, values]) > 0
 
     def watch(self, node_type: str) -> None:
         """Notes from now on what the first node of a type shows while it runs; see `seen`."""
         self.page.evaluate(WATCH, node_type)
+
+    def shown_text(self, title: str) -> str:
+        """Returns the line of text that the node of a title shows, or that it previews."""
+        text: str = self.page.evaluate(SHOWN_TEXT, title)
+        return text
 
     def seen(self) -> tuple[list[int] | None, list[str]]:
         """Returns (width, height) of the last preview that was shown, and all lines of text."""

@@ -5,7 +5,8 @@ from types import ModuleType
 from typing import Any
 
 BUNDLED = "bundled in restorer"  # as checkpoint of Load Base Restorer
-RESTORE = {  # inputs of Tiled Restore beside model, VAE and image
+UNIQUE_ID = "7"  # of a node in a workflow
+RESTORE = {  # required inputs of Tiled Restore beside model, VAE and image
     "scale": 1.0,
     "longest_side": 0,
     "seed": 0,
@@ -34,7 +35,8 @@ class Pack:
         return importlib.import_module(f"{self.name}.{path}")
 
     def node(self, node_id: str) -> Any:
-        """Returns the class of one of the pack's nodes."""
+        """Returns the class of one of the pack's nodes as ComfyUI runs it, with hidden inputs."""
         import nodes
 
-        return nodes.NODE_CLASS_MAPPINGS[node_id]
+        node = nodes.NODE_CLASS_MAPPINGS[node_id]
+        return node.PREPARE_CLASS_CLONE({"hidden_inputs": {"unique_id": UNIQUE_ID}})

@@ -62,7 +62,8 @@ class RestoreReport:
     def _show(self, status: str) -> None:
         self._shown = time.monotonic()
         if self._node_id is not None:
-            show_text(self._node_id, "\n".join(filter(None, [*self.lines, status])))
+            # First, because the node shows two lines or so.
+            show_text(self._node_id, "\n".join(filter(None, [status, *self.lines])))
 
 
 def show_text(node_id: str, text: str) -> None:

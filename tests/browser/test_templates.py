@@ -5,14 +5,35 @@ from comfyui_client import REPO
 from comfyui_frontend import Frontend
 
 TEMPLATES = sorted(path.stem for path in (REPO / "example_workflows").glob("*.json"))
-TRAINING = ["personalized_restore", "train_identity"]
-TRAIN = "PFStorerTrainIdentityAdapter"
+TRAINING = ["group_photo", "personalized_restore", "train_identity"]
+TRAIN, RESTORE = "PFStorerTrainIdentityAdapter", "PFStorerTiledRestore"
 FEW = {"steps": 24, "views_per_photo": 2, "preview_every": 8}
+SMALLER = {  # by template, node type and widget: what else would take minutes
+    "tiled_4k": {
+        "PFStorerDemoAlbum": {"columns": 7, "rows": 4},
+        "ImageScale": {"width": 256},
+        RESTORE: {"longest_side": 1024, "steps": 2},
+    },
+}
+REPORTS = {  # by template: node with a report and what it says
+    "tiled_4k": ("Tiled Restore", ["1024 x ", " tiles of "]),
+    "group_photo": (
+        "Restore with the adapters",
+        ["Identity 1 (person 1), gamma 1: mask of ", "Identity 2 (person 2), gamma 1: mask of "],
+    ),
+}
 
 
 @pytest.fixture
 def screenshots(tmp_path: Path, pytestconfig: pytest.Config) -> Path:
     return Path(pytestconfig.getoption("screenshots") or tmp_path)
+
+
+def check_report(frontend: Frontend, name: str) -> None:
+    """Checks that the node and the core's text node show the report."""
+    title, parts = REPORTS[name]
+    for shown in (frontend.shown_text(title), frontend.shown_text("Report")):
+        assert [part for part in parts if part not in shown] == [], shown
 
 
 def shoot(frontend: Frontend, path: Path) -> None:
@@ -26,9 +47,13 @@ def test_a_template_opens_runs_and_shows_its_picture(
 ) -> None:
     frontend.open_template(name)
     assert frontend.missing_nodes() == []
+    for node_type, values in SMALLER.get(name, {}).items():
+        frontend.set_widgets(node_type, **values)
     frontend.run()
     frontend.wait_for_images()
     shoot(frontend, screenshots / f"{name}.png")
+    if name in REPORTS:
+        check_report(frontend, name)
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -50,6 +75,8 @@ def test_a_training_shows_its_preview_and_line_while_it_runs(
     assert preview == [768, 384], "the loss curve above three pictures, enlarged by the host"
     assert any(text.startswith("Preparing views") for text in texts)
     assert any("of 24, loss 0." in text and text.endswith(" left") for text in texts)
+    if name in REPORTS:
+        check_report(frontend, name)
 
 
 def test_a_training_keeps_its_seed_so_that_it_can_be_taken_up(frontend: Frontend) -> None:

@@ -74,13 +74,12 @@ def restore(pack: Any, model: Any, vae: Any, pixels: torch.Tensor) -> torch.Tens
 
 
 def train(pack: Any, loaded: Any, photos: list[torch.Tensor], **settings: Any) -> Any:
-    """Runs the node as ComfyUI does: every input a list, hidden inputs on a clone of the class."""
+    """Runs the node as ComfyUI does: every input a list."""
     node = pack.node("PFStorerTrainIdentityAdapter")
     assert node.INPUT_IS_LIST
-    clone = node.PREPARE_CLASS_CLONE({"hidden_inputs": {"unique_id": "7"}})
     lists = {name: [value] for name, value in {**TRAIN, **settings}.items()}
     with torch.inference_mode():
-        return clone.execute([loaded[0]], [loaded[2]], photos, **lists).args
+        return node.execute([loaded[0]], [loaded[2]], photos, **lists).args
 
 
 def inputs_of(node: Any) -> dict[str, Any]:

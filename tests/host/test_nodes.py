@@ -32,10 +32,11 @@ def inputs_of(node: Any) -> dict[str, Any]:
 def test_a_loaded_restorer_runs_in_tiled_restore(pack: Any, loaded: Any) -> None:
     model, _, vae = loaded
     pixels = image((40, 48), 2)
-    (out,) = pack.node("PFStorerTiledRestore").execute(model, vae, pixels, **RESTORE).args
+    node = pack.node("PFStorerTiledRestore")
+    out, report = node.execute(model, vae, pixels, **RESTORE).args
     assert out.shape == (2, 40, 48, 3)
-    settings = {**RESTORE, "longest_side": 96}
-    (out,) = pack.node("PFStorerTiledRestore").execute(model, vae, pixels, **settings).args
+    assert report.startswith("48 x 40 px in 1 tile of ")
+    out, _ = node.execute(model, vae, pixels, **{**RESTORE, "longest_side": 96}).args
     assert out.shape == (2, 80, 96, 3)
 
 
