@@ -182,7 +182,10 @@ class TiledRestore(io.ComfyNode):
                     step=8,
                     optional=True,
                     advanced=True,
-                    tooltip="Side of a tile in pixels; 0 chooses it from the free memory.",
+                    tooltip=(
+                        "Side of a tile in pixels; 0 takes what suits the restorer, or less where "
+                        "memory is short."
+                    ),
                 ),
                 io.Float.Input(
                     "overlap",
@@ -233,8 +236,8 @@ class TiledRestore(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "Look at the input anew only every so many steps, which is a little "
-                        "faster; 1 is exact."
+                        "Look at the input anew only every so many noise levels, which is a "
+                        "little faster; 1 is exact."
                     ),
                 ),
                 io.Conditioning.Input(

@@ -17,6 +17,7 @@ from .painting import Frame
 from .painting.group import draw_group, head_mask
 from .portraits import SMALLEST, Views, render, row, sample_identities, sample_views
 
+_LARGEST_PAGE = 16384  # pixels a side
 _PAPER = 0.93  # brightness of an album's page
 _LARGEST_GROUP = 6
 _GROUP_SPACING = 1.1  # from one person of a group to the next at most, in sides of their frames
@@ -106,10 +107,16 @@ def album_page(first: int, columns: int, rows: int, size: int, seed: int) -> Ten
         (1, 3, height, width) in [0, 1].
 
     Raises:
-        PFStorerError: no cell, a negative identity, or too small a size.
+        PFStorerError: no cell, a negative identity, too small a size, or too large a page.
     """
     if min(columns, rows) < 1:
         raise PFStorerError(f"A page needs at least one cell, got {columns} x {rows}.")
+    sides = [n * (size + size // 8) + size // 8 for n in (columns, rows)]
+    if max(sides) > _LARGEST_PAGE:
+        raise PFStorerError(
+            f"The page would be {sides[0]} x {sides[1]} pixels; choose fewer or smaller portraits, "
+            f"for {_LARGEST_PAGE} pixels a side at most."
+        )
     count = columns * rows
     generator = torch.Generator().manual_seed(seed)
     views = sample_views(count, generator)

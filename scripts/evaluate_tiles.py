@@ -64,6 +64,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the chosen sections."""
     options = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     use_comfyui()
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.only:
         report = SECTIONS[name](trial)
-        (options.out / f"tiles_{name}.md").write_text(report)
+        (options.out / f"tiles_{name}.md").write_text(report, encoding="utf-8")
         print(report, flush=True)
 
 

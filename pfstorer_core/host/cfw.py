@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
+import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import torch
@@ -119,14 +120,18 @@ class FusionVAE(comfy.sd.VAE):
         place = {"device": self.device, "dtype": self.vae_dtype}
         target = {"device": self.output_device, "dtype": self.vae_output_dtype()}
         decoded = []
-        for latents, images in zip(samples.split(at_once), lq_image.split(at_once), strict=True):
-            latents = latents.to(**place)
-            if weight:
-                pixels = self.process_input(images.movedim(-1, 1)).to(**place)  # (b, 3, H, W)
-                out = self._decode_fused(latents, self._encoder_features(pixels), weight)
-            else:
-                out = self.first_stage_model.decode(latents)  # (b, 3, H, W)
-            decoded.append(self.process_output(out.to(**target, copy=True)))
+        # Older versions know no other GPU than the current one.
+        context = getattr(mm, "cuda_device_context", lambda _: contextlib.nullcontext())
+        with context(self.device):
+            pairs = zip(samples.split(at_once), lq_image.split(at_once), strict=True)
+            for latents, images in pairs:
+                latents = latents.to(**place)
+                if weight:
+                    pixels = self.process_input(images.movedim(-1, 1)).to(**place)  # (b, 3, H, W)
+                    out = self._decode_fused(latents, self._encoder_features(pixels), weight)
+                else:
+                    out = self.first_stage_model.decode(latents)  # (b, 3, H, W)
+                decoded.append(self.process_output(out.to(**target, copy=True)))
         return torch.cat(decoded).movedim(1, -1)
 
     def memory_used_decode_with(self, shape: Sequence[int], dtype: torch.dtype) -> float:
@@ -296,4 +301,9 @@ def _by_level(fusion: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
 
 def _reload_patcher(path: Path, disable_dynamic: bool = False) -> Any:
     # ComfyUI calls this for a second copy, for example on another device.
-    return load_cfw(path).patcher
+    patcher = load_cfw(path).patcher
+    if not disable_dynamic:
+        return patcher
+    return comfy.model_patcher.ModelPatcher(
+        patcher.model, load_device=patcher.load_device, offload_device=patcher.offload_device
+    )

@@ -18,6 +18,11 @@ def with_model_conds(conds: Conds, added: dict[str, Any]) -> Conds:
     ]
 
 
+def has_areas(conds: Conds) -> bool:
+    """Whether a condition applies to an area only, of which it then sees its own crop."""
+    return any("area" in c for cond in conds if cond for c in cond)
+
+
 def with_options(model_options: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
     """Returns a step's model options with further transformer options; the given ones stay."""
     options = {**model_options.get("transformer_options", {}), **added}

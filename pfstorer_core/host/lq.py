@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PFStorerError
-from .conditions import Conds, with_model_conds, with_options
+from .conditions import Conds, has_areas, with_model_conds, with_options
 
 LQ_COND = "pfstorer_lq_latent"  # the model condition, and so the keyword of the UNet's forward
 STEP = "pfstorer_step"
@@ -71,6 +71,10 @@ class FeatureMemory:
         if self._evaluations % self.interval == 0:
             self._steps.clear()
 
+    def forget(self) -> None:
+        """Drops what is kept: the windows of the LQ latent are others from now on."""
+        self._steps.clear()
+
     def step(self, items: int, key: Hashable = None) -> StepFeatures:
         """Returns the features of `items` latents; `key` tells windows of the LQ latent apart."""
         if self.interval == 1:
@@ -111,7 +115,7 @@ class LQCondition:
         self._memory.begin(timestep)
         options: dict[str, Any] = {MEMORY: self._memory}
         # Conditions with an area see their own crops, which cannot share features.
-        if not any("area" in c for cond in conds if cond for c in cond):
+        if not has_areas(conds):
             options[STEP] = self._memory.step(x_in.shape[0])
         return executor(
             model, conds, x_in, timestep, with_options(model_options, options), **kwargs

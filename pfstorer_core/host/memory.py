@@ -17,13 +17,18 @@ def available_memory(model_patcher: Any) -> float:
     if mm.is_device_cpu(device):
         return free  # weights lie in main memory, loaded or not
     models = [model_patcher, *model_patcher.get_nested_additional_models()]
-    loaded = {id(m.model): m.loaded_size() for m in mm.loaded_models() if m.load_device == device}
+    # The host keeps the place of a model that is gone for a while.
+    others = (m for m in mm.loaded_models() if m is not None and m.load_device == device)
+    loaded = {id(m.model): m.loaded_size() for m in others}
     return max(0.0, free + sum(loaded.values()) - sum(m.model_size() for m in models))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device has no memory left; not every device has a class."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    told_by_host = getattr(mm, "is_oom", None)  # unknown to older versions
+    if told_by_host is not None and told_by_host(error):
         return True
     text = str(error).lower()
     told = any(t in text for t in ("out of memory", "not enough memory", "can't allocate memory"))

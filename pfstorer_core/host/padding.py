@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..tiling import Tile
+from ..upscaling import Size
 from . import patches
 from .sites import size_step
-
-Size = tuple[int, int]  # height, width
 
 
 def padded_size(model: Any, size: Size, cell: int) -> Size:
@@ -45,21 +45,39 @@ def pad(images: Tensor, padded: Size) -> Tensor:
     """Extends images (B, C, H, W) to the right and below by their mirror image."""
     if tuple(images.shape[2:]) == padded:
         return images
-    rows = mirrored(images.shape[2], padded[0], images.device)
-    columns = mirrored(images.shape[3], padded[1], images.device)
-    return images[:, :, rows][:, :, :, columns]  # (B, C, *padded)
+    return padded_window(images, padded, Tile(0, 0, *padded))
 
 
-def pad_masks(model: Any, size: Size, padded: Size) -> Any:
-    """Returns a restorer's MODEL whose identities' masks belong to the padded picture."""
+def padded_window(images: Tensor, padded: Size, window: Tile) -> Tensor:
+    """Returns a window (B, C, h, w) of images (B, C, H, W) as `pad` extends them."""
+    rows = mirrored(images.shape[2], padded[0], images.device)[window.y0 : window.y1]
+    columns = mirrored(images.shape[3], padded[1], images.device)[window.x0 : window.x1]
+    return images[:, :, rows][:, :, :, columns]
+
+
+def pad_masks(model: Any, size: Size, padded: Size, cell: int) -> Any:
+    """Returns a restorer's MODEL whose identities' masks belong to the padded picture's latent.
+
+    At the latent's size they are small, for they move to the MODEL's device at every step.
+
+    Args:
+        model: a restorer's MODEL; stays as it is.
+        size: of the picture in pixels.
+        padded: of the padded picture in pixels.
+        cell: pixels per latent pixel.
+    """
     identities = patches.restorer_wrapper(model).identities
-    if size == padded or all(identity.mask is None for identity in identities):
+    if all(identity.mask is None for identity in identities):
         return model
+    latent = padded[0] // cell, padded[1] // cell
     fitted = []
     for identity in identities:
         if identity.mask is not None:
-            mask = F.interpolate(identity.mask[:, None], size, mode="area")  # (M, 1, H, W)
-            identity = dataclasses.replace(identity, mask=pad(mask, padded)[:, 0])
+            mask = identity.mask[:, None]  # (M, 1, H, W)
+            if size != padded:
+                mask = pad(F.interpolate(mask, size, mode="area"), padded)
+            mask = F.interpolate(mask, latent, mode="area")  # (M, 1, h, w)
+            identity = dataclasses.replace(identity, mask=mask[:, 0])
         fitted.append(identity)
     return patches.set_identities(model, fitted)
 

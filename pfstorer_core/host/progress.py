@@ -39,9 +39,13 @@ class RestoreReport:
         self._pass = f"Pass {number} of {passes}, " if passes > 1 else ""
         self._step, self._steps = 0, steps
 
+    def end(self) -> None:
+        """Notes that the last pass is over."""
+        self._pass = ""
+
     def line(self, text: str) -> None:
         """Adds a line that stays."""
-        logger.info("Tiled Restore: %s", text)
+        logger.info("Tiled Restore: %s", self._pass + text)
         self.lines.append(self._pass + text)
         self._show("")
 
@@ -52,6 +56,8 @@ class RestoreReport:
     def step(self, done: int) -> None:
         """Notes the steps that are done."""
         self._step = done
+        if done < self._steps:
+            self.status(f"step {done + 1} of {self._steps}")
 
     def tiles(self, done: int, total: int) -> None:
         """Shows the tiles of the step that are done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import comfy.utils
@@ -13,6 +14,8 @@ from .identities import AppliedIdentity
 from .tiles import TileLayout
 
 Shape = tuple[int, int, int, int]
+_HEAD_FORM = 1.26  # height of an ellipse that is 0.8 times as wide, over the root of its area
+_SHARP_RADIUS = 32  # pixels; wider blurs are made at a smaller size
 _HEAD = 0.75  # of the side of a training picture: the height of a head and its hair
 
 
@@ -32,7 +35,8 @@ def known_factor(
     """Returns the factor on a picture's size at which its largest face is as large as in training.
 
     Args:
-        identities: those applied to the MODEL; one without a mask makes the picture a portrait.
+        identities: those applied to the MODEL; one without a mask makes the picture a portrait, and
+            one of gamma 0 does not count. Of several pictures' masks the largest counts.
         size: (height, width) of the picture in pixels.
         trained: side in pixels of the pictures that the restorer was made for.
         portrait: whether the picture is a portrait where no identity says anything else.
@@ -40,18 +44,20 @@ def known_factor(
     Returns:
         None where nothing is known of the faces.
     """
-    heads = []
+    whole = trained / max(size)
+    heads = []  # heights in pixels
     for identity in identities:
+        if identity.strength == 0:
+            continue
         if identity.mask is None:
-            return trained / max(size)
-        mask = identity.mask.amax(0)  # (h, w)
-        inside = mask > 0.5 * mask.max()
-        if inside.any():
-            sides = (_extent(inside.any(1)), _extent(inside.any(0)))  # shares of height and width
-            heads.append(max(side * share for side, share in zip(size, sides, strict=True)))
+            return whole
+        for mask in identity.mask:  # (h, w)
+            share = float((mask > 0.5 * mask.max()).float().mean())
+            if share:  # from the area, on which specks and ragged edges have little influence
+                heads.append(_HEAD_FORM * math.sqrt(share * size[0] * size[1]))
     if heads:
-        return _HEAD * trained / max(heads)
-    return trained / max(size) if portrait else None
+        return max(whole, _HEAD * trained / max(heads))
+    return whole if portrait else None
 
 
 def feathered(identities: Sequence[AppliedIdentity], shape: Shape, feather: int) -> Tensor:
@@ -83,6 +89,9 @@ def mask_report(
         identities: those applied to the MODEL.
         shape: (B, C, h, w) of the latent.
         layout: its tiles.
+
+    Returns:
+        One line per identity.
     """
     lines = []
     tiles = layout.tiles
@@ -106,12 +115,6 @@ def mask_report(
     return lines
 
 
-def _extent(inside: Tensor) -> float:
-    """Returns the share of an axis (n,) between its first and last place inside."""
-    places = inside.nonzero()
-    return float(places.max() - places.min() + 1) / len(inside)
-
-
 def _fitted(mask: Tensor, shape: Shape) -> Tensor:
     mask = F.interpolate(mask[:, None].cpu(), shape[2:], mode="area")  # (M, 1, H, W)
     fitted: Tensor = comfy.utils.repeat_to_batch_size(mask, shape[0])  # (B, 1, H, W)
@@ -129,6 +132,11 @@ def _soft(region: Tensor, feather: int) -> Tensor:
 
 
 def _box_blur(region: Tensor, radius: int) -> Tensor:
+    size = region.shape[2:]
+    if radius > _SHARP_RADIUS:  # the time of a blur grows with its radius
+        scale = math.ceil(radius / _SHARP_RADIUS)
+        small = F.interpolate(region, [-(-side // scale) for side in size], mode="area")
+        return F.interpolate(_box_blur(small, radius // scale), size, mode="bilinear")
     side = 2 * radius + 1
     wide = F.pad(region, (radius, radius, 0, 0), mode="replicate")
     wide = F.avg_pool2d(wide, (1, side), stride=1)  # (B, 1, H, W)

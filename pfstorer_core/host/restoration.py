@@ -82,6 +82,11 @@ class RestoreSettings:
             value = getattr(self, name)
             if value not in known:
                 raise PFStorerError(f"{name} is '{value}'; choose one of {', '.join(known)}.")
+        if self.steps < 1 or not 0 < self.denoise <= 1 or self.cfg < 0:
+            raise PFStorerError(
+                f"There are {self.steps} steps, denoise {self.denoise} and cfg {self.cfg}; choose "
+                "1 step or more, denoise above 0 up to 1, and cfg of 0 or more."
+            )
         if not 0 <= self.fidelity <= 1:
             raise PFStorerError(f"fidelity is {self.fidelity}; choose 0 (plain VAE) to 1.")
         if self.encoder_interval < 1 or self.feather < 0:
@@ -107,7 +112,8 @@ def restore(
     """Restores images of any size.
 
     All images of a batch get the noise of the first, so that each is restored as it would be
-    alone (samplers that add noise at each step aside). Grey images stay grey.
+    alone (samplers that add noise at each step aside, and masks of heads of different sizes, of
+    which the largest decides at which sizes "auto" works). Grey images stay grey.
 
     Args:
         model: MODEL of `load_base_restorer`, with or without identities.
@@ -171,8 +177,9 @@ def restore(
         original = resize_bicubic(rgb, pass_size).contiguous()  # (B, 3, *pass_size)
         lq = original if number == 1 else resize_bicubic(restored, pass_size)
         restored = _restore_pass(model, vae, lq, original, prompts, plan, chosen, report)
+    report.end()
     if sizes[-1] != (height, width):
-        report.line(f"scaled from {sizes[-1][1]} x {sizes[-1][0]} to {width} x {height} px")
+        report.line(f"Scaled from {sizes[-1][1]} x {sizes[-1][0]} to {width} x {height} px")
         restored = resize_bicubic(restored, (height, width))
     for item in (k for k, is_grey in enumerate(grey) if is_grey):
         color.to_grey(restored[item : item + 1], out=restored[item : item + 1])
@@ -206,7 +213,7 @@ def _restore_pass(
     size = lq.shape[2], lq.shape[3]
     cell = vae.spacial_compression_encode()
     padded = padded_size(model, size, cell)
-    model = pad_masks(model, size, padded)
+    model = pad_masks(model, size, padded, cell)
     identities = patches.restorer_wrapper(model).identities
     controls: dict[int, Any] = {}
     positive, negative = (pad_conditioning(prompt, size, padded, controls) for prompt in prompts)
@@ -220,19 +227,20 @@ def _restore_pass(
         needed = region.amax((0, 1)) > 0  # (h, w)
         if not needed.any():
             report.line("All masks are empty, so the picture is only scaled")
-            return original
+            return original.clone()  # it may be the user's own picture
     around = needed if needed is None else _windows(plan.layout, needed)
-    report.status("encoding")
-    latent = vae_tiles.encode(vae, lq, padded, around)  # (B, C, h, w)
+    report.status("encoding the LQ image")
+    latent = vae_tiles.encode(vae, lq, padded, around, report.line)  # (B, C, h, w)
     latent_format = model.get_model_object("latent_format")
     model = patches.set_lq_latent(
         model, latent_format.process_in(latent), settings.encoder_interval
     )
-    model = set_tiles(model, TiledSteps(plan.layout, region, report.tiles))
+    model = set_tiles(model, TiledSteps(plan.layout, region, report.tiles, report.line))
+    report.status("sampling")
     samples = _sample(model, latent, positive, negative, settings, report)
     report.status("decoding")
     fidelity = settings.fidelity
-    restored = vae_tiles.decode(vae, samples, needed, fidelity=fidelity, lq=lq)
+    restored = vae_tiles.decode(vae, samples, needed, fidelity=fidelity, lq=lq, tell=report.line)
     restored = restored[:, :, : size[0], : size[1]]  # (B, 3, H, W)
     original = original.to(restored)
     if settings.color_fix == "wavelet":

@@ -26,13 +26,16 @@ class Unit(NamedTuple):
     tile: Tile
 
 
-def crop_conds(conds: Conds, units: Sequence[Unit], x_in: Tensor) -> Conds:
+def crop_conds(
+    conds: Conds, units: Sequence[Unit], x_in: Tensor, areas: dict[int, Any] | None = None
+) -> Conds:
     """Returns a step's conditions as the UNet shall see them for a batch of tiles.
 
     Args:
         conds: conditions of the whole latent; they stay.
         units: tiles of one size; a single one where a condition has an area.
         x_in: (B, C, H, W) the whole latent.
+        areas: keeps what the host makes of each condition's area, for the other tiles of the step.
 
     Returns:
         Conditions for a batch of `len(units)` items of the tiles' size. Those whose area does not
@@ -42,15 +45,12 @@ def crop_conds(conds: Conds, units: Sequence[Unit], x_in: Tensor) -> Conds:
         PFStorerError: a condition that cannot be cut.
     """
     controls: dict[int, Any] = {}  # the host batches conditions that share one control object
+    areas = {} if areas is None else areas
     return [
-        cond and [c for c in (_crop(c, units, x_in, controls) for c in cond) if c is not None]
+        cond
+        and [c for c in (_crop(c, units, x_in, controls, areas) for c in cond) if c is not None]
         for cond in conds
     ]
-
-
-def has_areas(conds: Conds) -> bool:
-    """Whether a condition applies to an area only, so that tiles differ in what they see."""
-    return any("area" in c for cond in conds if cond for c in cond)
 
 
 def check_conditioning(conditioning: Sequence[Any], tiles: int) -> None:
@@ -105,12 +105,16 @@ def _obstacle(cond: dict[str, Any]) -> str | None:
 
 
 def _crop(
-    cond: dict[str, Any], units: Sequence[Unit], x_in: Tensor, controls: dict[int, Any]
+    cond: dict[str, Any],
+    units: Sequence[Unit],
+    x_in: Tensor,
+    controls: dict[int, Any],
+    areas: dict[int, Any],
 ) -> dict[str, Any] | None:
     _check(cond)
     cropped = dict(cond)
     if "area" in cond:
-        inside = _crop_area(cond, units[0], x_in)
+        inside = _crop_area(cond, units[0], x_in, areas)
         if inside is None:
             return None
         cropped.pop("mask_strength", None)  # it is in the mask now
@@ -147,16 +151,18 @@ def _items(processed: Any, item: int) -> Any:
 
 
 def _crop_area(
-    cond: dict[str, Any], unit: Unit, x_in: Tensor
+    cond: dict[str, Any], unit: Unit, x_in: Tensor, areas: dict[int, Any]
 ) -> tuple[tuple[int, ...], Tensor] | None:
     """Returns a condition's area inside a tile as (h, w, y, x), and its mask (1, h, w) of the tile.
 
     The mask holds the soft edge that the host gives to the whole area, so that it does not depend
     on where tiles end.
     """
-    placed: dict[str, Any] = {"model_conds": {}, "uuid": None}
-    placed |= {name: cond[name] for name in ("area", "mask", "mask_strength") if name in cond}
-    whole = comfy.samplers.get_area_and_mult(placed, x_in, None)
+    if id(cond) not in areas:
+        placed: dict[str, Any] = {"model_conds": {}, "uuid": None}
+        placed |= {name: cond[name] for name in ("area", "mask", "mask_strength") if name in cond}
+        areas[id(cond)] = comfy.samplers.get_area_and_mult(placed, x_in, None)
+    whole = areas[id(cond)]
     height, width, y, x = whole.area
     tile = unit.tile
     y0, y1 = max(y, tile.y0), min(y + height, tile.y1)

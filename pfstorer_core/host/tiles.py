@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..errors import PFStorerError
 from ..tiling import Tile, TileBlend, tile_grid
-from .conditions import Conds, with_options
+from .conditions import Conds, has_areas, with_options
 from .identities import touched_identities
 from .lq import LQ_COND, MEMORY, STEP, FeatureMemory
 from .memory import is_out_of_memory
-from .tile_conditions import Unit, can_be_cut, crop_conds, has_areas
+from .tile_conditions import Unit, can_be_cut, crop_conds
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class TiledSteps:
         region: (B, 1, H, W) on the latent, or None: tiles in which it is zero are not computed, but
             taken from the LQ latent.
         on_tiles: called with the number of tiles that are done and all of them.
+        tell: is told when memory runs out.
 
     Source: StableSR (arXiv 2305.07015), section 3.4.
     """
@@ -84,10 +85,13 @@ class TiledSteps:
         layout: TileLayout,
         region: Tensor | None = None,
         on_tiles: Callable[[int, int], None] | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         self.layout = layout
         self._region = region
         self._on_tiles = on_tiles
+        self._tell = tell
+        self._groups: list[list[Unit]] | None = None
 
     def __call__(
         self,
@@ -121,7 +125,26 @@ class TiledSteps:
                     raise
             # After the handler, because the error holds on to the tensors of the failed try.
             mm.soft_empty_cache()
-            self.layout = _smaller(self.layout)
+            self._shrink(can_be_cut(conds))
+            memory: FeatureMemory | None = model_options["transformer_options"].get(MEMORY)
+            if memory is not None:
+                memory.forget()
+
+    def _shrink(self, divisible: bool) -> None:
+        smaller = self.layout.smaller()
+        if smaller is None or not (divisible or len(smaller.tiles) == 1):
+            raise PFStorerError(
+                f"There is not enough memory even for one tile of {self.layout.tile} latent "
+                "pixels; close other programs, or start ComfyUI with --lowvram or --cpu."
+            )
+        text = (
+            f"Out of memory with {self.layout.batch} tiles of {self.layout.tile} latent pixels at "
+            f"once; going on with {smaller.batch} of {smaller.tile}"
+        )
+        logger.warning(text)
+        if self._tell is not None:
+            self._tell(text)
+        self.layout, self._groups = smaller, None
 
     def _evaluate(
         self,
@@ -143,6 +166,7 @@ class TiledSteps:
         batches = list(self._batches(conds, x_in.shape[0], 1 if areas else self.layout.batch))
         blends = [TileBlend(tuple(x_in.shape), x_in.device) for _ in conds]
         done, total = 0, sum(len(units) for units in batches)
+        shared_areas: dict[int, Any] = {}
         for units in batches:
             mm.throw_exception_if_processing_interrupted()
             x = torch.cat([tile.crop(x_in[item : item + 1]) for item, tile in units])
@@ -150,7 +174,7 @@ class TiledSteps:
             step = memory.step(len(units), tuple(units)) if memory and not areas else None
             outputs = executor(
                 model,
-                crop_conds(conds, units, x_in),
+                crop_conds(conds, units, x_in, shared_areas),
                 x,
                 sigmas,
                 with_options(model_options, {STEP: step}),
@@ -170,14 +194,16 @@ class TiledSteps:
 
         A tile outside all masks so pays nothing for the adapters.
         """
-        groups: dict[tuple[bool, ...], list[Unit]] = {}
-        for tile in self.layout.tiles:
-            for item in range(items):
-                if self._region is not None and not tile.crop(self._region[item]).any():
-                    continue
-                met = touched_identities(conds, item, tile)
-                groups.setdefault(met, []).append(Unit(item, tile))
-        for units in groups.values():
+        if self._groups is None:  # the masks stay the same for the whole sampling
+            groups: dict[tuple[bool, ...], list[Unit]] = {}
+            for tile in self.layout.tiles:
+                for item in range(items):
+                    if self._region is not None and not tile.crop(self._region[item]).any():
+                        continue
+                    met = touched_identities(conds, item, tile)
+                    groups.setdefault(met, []).append(Unit(item, tile))
+            self._groups = list(groups.values())
+        for units in self._groups:
             for start in range(0, len(units), size):
                 yield units[start : start + size]
 
@@ -213,23 +239,6 @@ def set_tiles(model_patcher: Any, steps: TiledSteps) -> Any:
         model.remove_wrappers_with_key(kind, TILES_KEY)
         model.add_wrapper_with_key(kind, TILES_KEY, wrapper)
     return model
-
-
-def _smaller(layout: TileLayout) -> TileLayout:
-    smaller = layout.smaller()
-    if smaller is None:
-        raise PFStorerError(
-            f"There is not enough memory even for one tile of {layout.tile} latent pixels; close "
-            "other programs, or start ComfyUI with --lowvram or --cpu."
-        )
-    logger.warning(
-        "Out of memory with %d tiles of %d latent pixels at once; going on with %d of %d",
-        layout.batch,
-        layout.tile,
-        smaller.batch,
-        smaller.tile,
-    )
-    return smaller
 
 
 def _lq_latent(conds: Conds) -> Tensor:

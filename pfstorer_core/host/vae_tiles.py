@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management as mm
-import torch
 from torch import Tensor
 
 from ..errors import PFStorerError
 from ..tiling import Tile, TileBlend, tile_grid
 from .memory import available_memory, is_out_of_memory
-from .padding import mirrored, pad
+from .padding import pad, padded_window
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +23,11 @@ _USABLE = 0.8  # of the free memory
 
 
 def encode(
-    vae: Any, pictures: Tensor, padded: tuple[int, int], needed: Tensor | None = None
+    vae: Any,
+    pictures: Tensor,
+    padded: tuple[int, int],
+    needed: Tensor | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Tensor:
     """Encodes pictures, extended to the right and below by their mirror image.
 
@@ -35,19 +38,18 @@ def encode(
         needed: (h, w) on the latent; what lies in tiles that are zero is left out and comes back as
             zeros. None is everything.
 
+        tell: is told when memory runs out.
+
     Returns:
         (B, C, h, w) latents as the VAE gives them.
+
+    Raises:
+        PFStorerError: nothing is needed, or not even a small tile fits into memory.
     """
     cell = vae.spacial_compression_encode()
-    rows, columns = (
-        mirrored(side, whole, pictures.device)
-        for side, whole in zip(pictures.shape[2:], padded, strict=True)
-    )  # (padded height,), (padded width,)
 
     def run(tile: Tile) -> Tensor:
-        window = tile.scaled(cell)
-        cut = pictures[:, :, rows[window.y0 : window.y1]]  # (B, 3, window height, W)
-        cut = cut[:, :, :, columns[window.x0 : window.x1]]  # (B, 3, window height, window width)
+        cut = padded_window(pictures, padded, tile.scaled(cell))
         latent: Tensor = vae.encode(cut.movedim(1, -1))
         return latent
 
@@ -56,7 +58,7 @@ def encode(
         return float(vae.memory_used_encode((1, 3, side, side), vae.vae_dtype))
 
     latent_size = padded[0] // cell, padded[1] // cell
-    return _by_tiles(vae, run, memory, latent_size, 1, needed)
+    return _by_tiles(vae, run, memory, latent_size, 1, needed, tell=tell)
 
 
 def decode(
@@ -66,6 +68,7 @@ def decode(
     *,
     fidelity: float = 0.0,
     lq: Tensor | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Tensor:
     """Decodes latents.
 
@@ -76,27 +79,25 @@ def decode(
             as zeros without it. None is everything.
         fidelity: fusion weight w of the LQ image's features, in [0, 1].
         lq: (B, 3, H, W) LQ images at the size of the output or smaller than it by a padding.
+        tell: is told when memory runs out.
 
     Returns:
         (B, 3, H, W) in [0, 1].
 
+    Raises:
+        PFStorerError: nothing is needed, or not even a small tile fits into memory.
+
     Source: StableSR (arXiv 2305.07015), section 3.3, for the fusion.
     """
     cell = vae.spacial_compression_decode()
-    rows = columns = torch.empty(0)
-    if fidelity > 0 and lq is not None:
-        rows, columns = (
-            mirrored(side, whole * cell, lq.device)
-            for side, whole in zip(lq.shape[2:], latent.shape[2:], strict=True)
-        )
+    height, width = latent.shape[2:]
+    padded = height * cell, width * cell
 
     def run(tile: Tile) -> Tensor:
         samples = tile.crop(latent)
         if fidelity > 0 and lq is not None:
-            window = tile.scaled(cell)
-            cut = lq[:, :, rows[window.y0 : window.y1]]
-            cut = cut[:, :, :, columns[window.x0 : window.x1]].movedim(1, -1)  # (B, h, w, 3)
-            decoded = vae.decode_with(samples, cut, fidelity)
+            cut = padded_window(lq, padded, tile.scaled(cell))
+            decoded = vae.decode_with(samples, cut.movedim(1, -1), fidelity)
         else:
             decoded = vae.decode(samples)
         pictures: Tensor = decoded.movedim(-1, 1)
@@ -107,11 +108,10 @@ def decode(
         estimate = vae.memory_used_decode_with if fidelity > 0 else vae.memory_used_decode
         return float(estimate(shape, vae.vae_dtype))
 
-    height, width = latent.shape[2:]
     elsewhere: Tensor | float = 0.0
     if needed is not None and lq is not None:
-        elsewhere = pad(lq, (height * cell, width * cell))
-    return _by_tiles(vae, run, memory, (height, width), cell, needed, elsewhere)
+        elsewhere = pad(lq, padded)
+    return _by_tiles(vae, run, memory, (height, width), cell, needed, elsewhere, tell)
 
 
 def _by_tiles(
@@ -122,8 +122,11 @@ def _by_tiles(
     scale: int,
     needed: Tensor | None,
     elsewhere: Tensor | float = 0.0,
+    tell: Callable[[str], None] | None = None,
 ) -> Tensor:
     """Blends what `run` gives for tiles of the latent, with smaller ones when memory runs out.
+
+    On a GPU the host's VAE answers that itself first, with tiles of its own.
 
     Args:
         memory: bytes that a tile of a side takes.
@@ -148,7 +151,10 @@ def _by_tiles(
                 "close other programs, or start ComfyUI with --lowvram or --cpu-vae."
             )
         side //= 2
-        logger.warning("Out of memory in the VAE; going on with tiles of %d latent pixels", side)
+        text = f"Out of memory in the VAE; going on with tiles of {side} latent pixels"
+        logger.warning(text)
+        if tell is not None:
+            tell(text)
 
 
 def _blend(

@@ -101,12 +101,28 @@ class TestKnownFactor:
     """A head of 0.75 of the trained size is what the restorer knows."""
 
     def test_the_largest_face_counts(self, adapter) -> None:
-        large, small = box(0, 0, 60, 40), box(100, 100, 110, 105)
+        large, small = box(0, 0, 60, 48), box(100, 100, 110, 105)
         identities = masked(adapter, large, small)
         for scale in (1, 2):  # of the picture that the masks belong to
             size = (120 * scale, 160 * scale)
             factor = known_factor(identities, size, 128, False)
-            assert factor == pytest.approx(0.75 * 128 / (60 * scale))
+            assert factor == pytest.approx(0.75 * 128 / (60 * scale), rel=0.15)
+
+    def test_items_of_a_batch_and_specks_do_not_make_a_head_larger(self, adapter) -> None:
+        left, right = box(0, 0, 60, 48), box(60, 112, 120, 160)
+        alone = known_factor(masked(adapter, left), SIZE, 128, False)
+        both = known_factor(masked(adapter, torch.cat([left, right])), SIZE, 128, False)
+        assert both == alone
+        speck = left.clone()
+        speck[0, -1, -1] = 1
+        found = known_factor(masked(adapter, speck), SIZE, 128, False)
+        assert found == pytest.approx(alone, rel=0.01)
+
+    def test_law_1_gamma_0_and_a_mask_of_ones_change_no_size(self, adapter) -> None:
+        unused = [AppliedIdentity(adapter, strength=0.0, mask=box(0, 0, 9, 9))]
+        assert known_factor(unused, SIZE, 128, False) is None
+        ones, unmasked = masked(adapter, box(0, 0, *SIZE)), masked(adapter, None)
+        assert known_factor(ones, SIZE, 128, False) == known_factor(unmasked, SIZE, 128, False)
 
     def test_without_masks(self, adapter) -> None:
         assert known_factor([], SIZE, 128, False) is None
@@ -150,12 +166,14 @@ def test_masks_of_a_padded_picture(model, adapter) -> None:
     mask = torch.zeros(1, 30, 20)
     mask[:, :, 10:] = 1
     applied = host.apply_identity(model, adapter, 1.0, mask)
-    padded = pad_masks(applied, (60, 50), (64, 64))
+    padded = pad_masks(applied, (60, 50), (64, 64), 2)
     (identity,) = restorer_wrapper(padded).identities
-    assert identity.mask.shape == (1, 64, 64)
-    expected = torch.zeros(50)
-    expected[25:] = 1
-    assert torch.equal(identity.mask[0, 5, :50], expected)
-    assert torch.equal(identity.mask[0, 5, 50:], torch.ones(14))  # mirrored
+    assert identity.mask.shape == (1, 32, 32), "of the latent"
+    expected = torch.zeros(25)
+    expected[12] = 0.5
+    expected[13:] = 1
+    assert torch.equal(identity.mask[0, 5, :25], expected)
+    assert torch.equal(identity.mask[0, 5, 25:], torch.ones(7))  # mirrored
     assert restorer_wrapper(applied).identities[0].mask.shape == (1, 30, 20)
-    assert pad_masks(applied, (64, 64), (64, 64)) is applied
+    unmasked = host.apply_identity(model, adapter)
+    assert pad_masks(unmasked, (60, 50), (64, 64), 2) is unmasked

@@ -252,7 +252,7 @@ class TestUpscaling:
         report = RestoreReport()
         out = restore(loaded, self.PIXELS, scale=8.0, upscaling=upscaling, report=report)
         assert torch.equal(out, expected)
-        assert "scaled from 96 x 128 to 192 x 256 px" in report.lines
+        assert "Scaled from 96 x 128 to 192 x 256 px" in report.lines
 
 
 def test_areas_belong_to_the_output(loaded) -> None:

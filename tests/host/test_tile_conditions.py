@@ -20,11 +20,11 @@ from torch import Tensor
 
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
+from pfstorer_core.host.conditions import has_areas
 from pfstorer_core.host.tile_conditions import (
     Unit,
     check_conditioning,
     crop_conds,
-    has_areas,
 )
 from pfstorer_core.host.tiles import TiledSteps, TileLayout
 from pfstorer_core.tiling import Tile, tile_grid

@@ -9,7 +9,8 @@ from tiny_models import image, write_bundled
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host.progress import RestoreReport
-from pfstorer_core.host.tile_plan import check_pictures, plan_tiles
+from pfstorer_core.host.tile_plan import _best_tile, check_pictures, plan_tiles
+from pfstorer_core.tiling import tile_grid
 
 CELL = 4
 SHAPE = (1, 4, 200, 300)  # 800 x 1200 px
@@ -43,39 +44,54 @@ def best(model, monkeypatch) -> int:
     return plan_tiles(model, SHAPE, CELL).layout.tile
 
 
-def test_plenty_of_memory_gives_tiles_near_the_trained_size_in_large_batches(model, best) -> None:
-    layout = plan_tiles(model, SHAPE, CELL).layout
-    assert TRAINED <= layout.tile <= 2 * TRAINED and layout.tile % 2 == 0
-    assert layout.batch == 8
-    assert (layout.height, layout.width) == SHAPE[2:]
+@pytest.mark.parametrize(("bundled", "low", "high"), [(False, 1.25, 1.5), (True, 3.0, 4.0)])
+def test_plenty_of_memory_gives_the_tiles_that_cover_the_latent_with_the_least_work(
+    bundled: bool, low: float, high: float
+) -> None:
+    def covered(tile: int) -> int:
+        return sum(h * w for h, w in (t.size for t in tile_grid(200, 300, tile, tile // 4)))
+
+    sides = range(int(low * TRAINED), int(high * TRAINED) + 1, 2)
+    found = _best_tile(200, 300, TRAINED, 0.25, 2, bundled)
+    assert found in sides and covered(found) == min(map(covered, sides))
 
 
-def test_the_batch_is_no_larger_than_the_number_of_tiles(model, monkeypatch) -> None:
+@pytest.mark.parametrize(("bundled", "largest"), [(False, 64), (True, 256)])
+def test_a_small_latent_is_one_tile(bundled: bool, largest: int) -> None:
+    assert _best_tile(largest, 40, TRAINED, 0.25, 2, bundled) == largest
+    assert _best_tile(largest + 2, 40, TRAINED, 0.25, 2, bundled) < largest
+
+
+def test_the_batch_is_no_larger_than_useful_or_than_the_number_of_tiles(model, monkeypatch) -> None:
     set_free(monkeypatch, 2.0**40)
     for batch, height, width in ((1, 32, 32), (3, 32, 32), (1, 32, 100), (1, 60, 500)):
-        layout = plan_tiles(model, (batch, 4, height, width), CELL).layout
+        shape = (batch, 4, height, width)
+        layout = plan_tiles(model, shape, CELL, tile_size=TRAINED * CELL).layout
         assert layout.batch == min(8, batch * len(layout.tiles))
+    large = plan_tiles(model, SHAPE, CELL, tile_size=2 * TRAINED * CELL).layout
+    assert large.batch == 2, "as much work at once as eight tiles of the trained size"
 
 
-def test_less_memory_gives_smaller_batches_then_smaller_tiles(model, best, monkeypatch) -> None:
-    found = []
-    for free in (3.5 * cost(model, best, 1), 0.9 * cost(model, best, 1), cost(model, 6, 1), 1.0):
+def test_less_memory_gives_smaller_batches(model, monkeypatch) -> None:
+    set_free(monkeypatch, 3.5 * cost(model, TRAINED, 1))
+    plan = plan_tiles(model, SHAPE, CELL, tile_size=TRAINED * CELL)
+    assert plan.layout.batch == 3 and plan.memory <= plan.free
+
+
+def test_less_memory_gives_smaller_tiles(model, best, monkeypatch) -> None:
+    for free in (0.9 * cost(model, best, 1), cost(model, 6, 1), 1.0):
         set_free(monkeypatch, free)
         plan = plan_tiles(model, SHAPE, CELL)
-        found.append(plan.layout)
         assert plan.memory <= free or free == 1.0
-        assert plan.free == free
-    assert (found[0].tile, found[0].batch) == (best, 3)
-    assert 4 < found[1].tile < best and found[1].batch >= 1
-    assert found[2].tile <= 6
+        assert plan.free == free and 4 <= plan.layout.tile < best
     # the smallest; the run then tells what happens
-    assert 4 <= found[3].tile <= 6 and found[3].batch == 1
+    assert plan.layout.tile <= 6 and plan.layout.batch == 1
 
 
-def test_guidance_doubles_the_need(model, best, monkeypatch) -> None:
-    set_free(monkeypatch, cost(model, best, 4) * 1.01)
-    alone = plan_tiles(model, SHAPE, CELL, cfg=1.0)
-    guided = plan_tiles(model, SHAPE, CELL, cfg=2.0)
+def test_guidance_doubles_the_need(model, monkeypatch) -> None:
+    set_free(monkeypatch, cost(model, TRAINED, 4) * 1.01)
+    alone = plan_tiles(model, SHAPE, CELL, tile_size=TRAINED * CELL, cfg=1.0)
+    guided = plan_tiles(model, SHAPE, CELL, tile_size=TRAINED * CELL, cfg=2.0)
     assert (alone.layout.batch, guided.layout.batch) == (4, 2)
     assert alone.memory == pytest.approx(guided.memory)
 
