@@ -49,6 +49,7 @@ CROWDS = 8
 JPEG_QUALITY = 80
 TILE = 192  # pixels
 CROWD_TILE = 176  # pixels
+NEAR = range(3, 13)  # pixels from a border: where the picture is as there, but for the border
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -139,41 +140,41 @@ def seams(trial: Trial) -> str:
     for name, values in quality.items():
         rows.append([name, "", "", "", f"{statistics.fmean(values):.2f}"])
     for row, overlap in zip(rows[2:], overlaps, strict=True):
-        gradients = torch.cat(profiles[overlap])[:, None]  # (borders, 1, measures)
+        gradients = torch.cat(profiles[overlap])[:, None]  # (borders, 1, 6)
         for column, (over, under) in enumerate(((0, 2), (1, 2), (0, 1)), 1):
+            # measures: across the border and beside it, in each of the two pictures
+            four = gradients[..., (2 * over, 2 * over + 1, 2 * under, 2 * under + 1)]
             ratio = clustered_interval(
-                gradients[..., (over, under)], lambda m: m[..., 0] / m[..., 1]
+                four, lambda m: (m[..., 0] / m[..., 1]) / (m[..., 2] / m[..., 3])
             )
             row[column] = interval_text(ratio)
     header = ["", "tiles / truth", "one piece / truth", "tiles / one piece", "PSNR"]
     return (
         f"{CROWDS} group photos of six people, {width} x {height} px, medium degradation, tiles of "
         f"{CROWD_TILE} px. Mean gradient across the borders of tiles as a multiple of that "
-        "elsewhere, in the picture restored in tiles, in the one restored in one piece (at the "
-        f"same places), and in the truth; 1 is seamless.\n\n{markdown_table(header, rows)}\n"
+        f"{NEAR[0]} to {NEAR[-1]} px beside them, in the picture restored in tiles, in the one "
+        "restored in one piece (at the same places), and in the truth; 1 is seamless.\n\n"
+        f"{markdown_table(header, rows)}\n"
     )
 
 
 def _border_gradients(restored: Tensor, whole: Tensor, truth: Tensor, overlap: float) -> Tensor:
-    """Returns the mean gradient across each border, as a multiple of that elsewhere.
+    """Returns the mean gradients across each border and beside it.
 
     Returns:
-        (borders, 3): restored in tiles, restored in one piece, truth.
+        (borders, 6): restored in tiles, restored in one piece, truth; each across and beside.
     """
-    across = []
+    found = []
     for dim in (2, 3):
-        lines = _border_lines(truth.shape[dim], CROWD_TILE, int(CROWD_TILE * overlap))
-        profile = torch.stack(
-            [
-                x.mean(1, keepdim=True).diff(dim=dim).abs().mean([d for d in range(4) if d != dim])
-                for x in (restored, whole, truth)
-            ],
-            dim=1,
-        )  # (length - 1, 3)
-        border = torch.zeros(len(profile), dtype=torch.bool)
-        border[[line - 1 for line in lines]] = True
-        across.append(profile[border] / profile[~border].mean(0))
-    return torch.cat(across)
+        profiles = [
+            x.mean(1, keepdim=True).diff(dim=dim).abs().mean([d for d in range(4) if d != dim])
+            for x in (restored, whole, truth)
+        ]  # (length - 1,) each
+        for line in _border_lines(truth.shape[dim], CROWD_TILE, int(CROWD_TILE * overlap)):
+            beside = [line - 1 + side * far for side in (-1, 1) for far in NEAR]
+            beside = [place for place in beside if 0 <= place < len(profiles[0])]
+            found += [x for p in profiles for x in (p[line - 1], p[beside].mean())]
+    return torch.stack(found).reshape(-1, 6)
 
 
 def _border_lines(length: int, tile: int, overlap: int) -> list[int]:

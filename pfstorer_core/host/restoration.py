@@ -229,7 +229,7 @@ def _restore_pass(
             report.line("All masks are empty, so the picture is only scaled")
             return original.clone()  # it may be the user's own picture
     around = needed if needed is None else _windows(plan.layout, needed)
-    report.status("encoding the LQ image")
+    report.status("encoding")
     latent = vae_tiles.encode(vae, lq, padded, around, report.line)  # (B, C, h, w)
     latent_format = model.get_model_object("latent_format")
     model = patches.set_lq_latent(

@@ -54,7 +54,7 @@ def test_the_tiled_template_runs_in_tiles(client: Client) -> None:
     small = changed(TILED, nodes["Degraded album page"], columns=4, rows=2, size=64)
     small = changed(small, nodes["Small scan"], width=96)
     small = changed(small, nodes["Only scaled"], width=384)
-    small = changed(small, nodes["Tiled Restore"], longest_side=384, steps=2)
+    small = changed(small, nodes["Tiled Restore"], longest_side=384, tile_size=128, steps=2)
     run = client.run(small)
     assert run.status == "success", run.error
     shown = pictures(client, run)
