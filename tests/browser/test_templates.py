@@ -12,7 +12,7 @@ SMALLER = {  # by template, node type and widget: what else would take minutes
     "tiled_4k": {
         "PFStorerDemoAlbum": {"columns": 7, "rows": 4},
         "ImageScale": {"width": 256},
-        RESTORE: {"longest_side": 1024, "steps": 2},
+        RESTORE: {"longest_side": 1024, "tile_size": 256, "steps": 2},
     },
 }
 REPORTS = {  # by template: node with a report and what it says
