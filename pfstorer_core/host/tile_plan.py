@@ -10,7 +10,7 @@ import comfy.model_management as mm
 import torch
 
 from ..errors import PFStorerError
-from .loading import restoration, trained_size
+from .loading import trained_size
 from .memory import available_memory
 from .sites import size_step
 from .tiles import TileLayout
@@ -20,8 +20,6 @@ _RESERVE = 1.5
 _LARGEST_BATCH = 8  # tiles of the trained size: more gain no speed
 # Of the trained side: up to which a latent is not cut, and of which sizes its tiles are otherwise.
 _ONE_TILE, _TILE_SHARES = 2.0, (1.25, 1.5)
-# A bundled model, made for portraits, sees a face in a tile without one, and takes little memory.
-_ONE_TILE_BUNDLED, _TILE_SHARES_BUNDLED = 8.0, (3.0, 4.0)
 _SMALLEST_TILE = 2  # coarsest latent pixels of the UNet
 _BUFFERS = 6  # of the output's size in float32: input scaled up, result, weights, colours
 _LATENT_BUFFERS = 10  # latents that a sampler and the tiles' blend hold at once
@@ -78,8 +76,7 @@ def plan_tiles(
         cell: pixels per latent pixel.
         tile_size: side of a tile in pixels; 0 chooses it: the whole latent up to twice the size
             that the restorer was trained at, else 1.25 to 1.5 times that size, so that a face of
-            the size that it knows fits into a tile (larger with a bundled model), and smaller where
-            memory does not suffice.
+            the size that it knows fits into a tile, and smaller where memory does not suffice.
         overlap: of neighbours, as a share of the tile, in [0, 0.75].
         tile_batch: tiles at once; 0 takes what fits into the free memory.
         cfg: guidance scale; other than 1 doubles the work.
@@ -100,9 +97,7 @@ def plan_tiles(
         raise PFStorerError("Tile size and batch are numbers of 0 (automatic) or more.")
     batch, channels, height, width = latent_shape
     trained = trained_size(model) // cell
-    tile = tile_size // cell // step * step or _best_tile(
-        height, width, trained, overlap, step, restoration(model).info.bundled is not None
-    )
+    tile = tile_size // cell // step * step or _best_tile(height, width, trained, overlap, step)
     free = available_memory(model)
     conditions = 1 if cfg == 1 else 2
 
@@ -139,15 +134,12 @@ def check_pictures(latent_shape: tuple[int, int, int, int], cell: int) -> None:
         )
 
 
-def _best_tile(
-    height: int, width: int, trained: int, overlap: float, step: int, bundled: bool
-) -> int:
+def _best_tile(height: int, width: int, trained: int, overlap: float, step: int) -> int:
     """Returns the side of the tiles that cover a latent with the least work."""
     longest = -(-max(height, width) // step) * step
-    if longest <= (_ONE_TILE_BUNDLED if bundled else _ONE_TILE) * trained:
+    if longest <= _ONE_TILE * trained:
         return longest
-    shares = _TILE_SHARES_BUNDLED if bundled else _TILE_SHARES
-    low, high = (int(share * trained) // step * step for share in shares)
+    low, high = (int(share * trained) // step * step for share in _TILE_SHARES)
 
     def covered(tile: int) -> int:
         layout = TileLayout(height, width, tile, overlap)
