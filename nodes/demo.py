@@ -2,8 +2,9 @@
 
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
-from ..pfstorer_core.degradation import PRESETS, degrade
+from ..pfstorer_core.degradation import PRESETS
 from ..pfstorer_core.groups import album_page, degrade_people, group_photo
 from ..pfstorer_core.portraits import portrait_set
 
@@ -42,14 +43,7 @@ class DemoPortrait(io.ComfyNode):
                     max=64,
                     tooltip="How many pictures of the person, in other poses and light.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=True,
-                    tooltip="Seed of poses, light, backgrounds and of the degradation.",
-                ),
+                _seed("Seed of poses, light, backgrounds and of the degradation."),
                 io.Int.Input(
                     "size",
                     default=128,
@@ -58,15 +52,7 @@ class DemoPortrait(io.ComfyNode):
                     step=8,
                     tooltip="Width and height in pixels; the mini restorer is made for 128.",
                 ),
-                io.Combo.Input(
-                    "degradation",
-                    options=[CLEAN, *PRESETS],
-                    default=CLEAN,
-                    tooltip=(
-                        "How the pictures are spoilt (blur, noise, small size, JPEG); they keep "
-                        "their width and height."
-                    ),
-                ),
+                _degradation("pictures are", "they keep their"),
             ],
             outputs=[io.Image.Output(tooltip="The portraits.")],
         )
@@ -77,10 +63,7 @@ class DemoPortrait(io.ComfyNode):
     ) -> io.NodeOutput:
         """Renders the portraits."""
         images = portrait_set(identity, views, seed, size)  # (views, 3, size, size)
-        if degradation != CLEAN:
-            generator = torch.Generator().manual_seed(seed)
-            images = degrade(images, PRESETS[degradation], generator)
-        return io.NodeOutput(images.movedim(1, -1).contiguous())
+        return io.NodeOutput(_shown(images, size, degradation, seed))
 
 
 class DemoGroup(io.ComfyNode):
@@ -140,23 +123,8 @@ class DemoGroup(io.ComfyNode):
                         "high picture, of a person's share of the width."
                     ),
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=True,
-                    tooltip="Seed of places, poses, light, background and of the degradation.",
-                ),
-                io.Combo.Input(
-                    "degradation",
-                    options=[CLEAN, *PRESETS],
-                    default=CLEAN,
-                    tooltip=(
-                        "How the picture is spoilt (blur, noise, small size, JPEG); it keeps its "
-                        "width and height."
-                    ),
-                ),
+                _seed("Seed of places, poses, light, background and of the degradation."),
+                _degradation("picture is", "it keeps its"),
             ],
             outputs=[
                 io.Image.Output(tooltip="The group photo."),
@@ -185,13 +153,10 @@ class DemoGroup(io.ComfyNode):
         identities = (identity_1, identity_2, identity_3)
         present = [k for k, number in enumerate(identities) if number != NOBODY]
         photo = group_photo([identities[k] for k in present], height, width, seed)
-        image = photo.picture  # (1, 3, height, width)
-        if degradation != CLEAN:
-            generator = torch.Generator().manual_seed(seed)
-            image = degrade_people(image, photo.frames[0][2], PRESETS[degradation], generator)
+        image = _shown(photo.picture, photo.frames[0][2], degradation, seed)
         masks = torch.zeros(len(identities), 1, height, width)
         masks[present] = photo.masks[:, None]  # (people, 1, height, width)
-        return io.NodeOutput(image.movedim(1, -1).contiguous(), *masks)
+        return io.NodeOutput(image, *masks)
 
 
 class DemoAlbum(io.ComfyNode):
@@ -227,23 +192,8 @@ class DemoAlbum(io.ComfyNode):
                     step=8,
                     tooltip="Width and height of a portrait in pixels; an eighth lies between two.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=True,
-                    tooltip="Seed of poses, light, backgrounds and of the degradation.",
-                ),
-                io.Combo.Input(
-                    "degradation",
-                    options=[CLEAN, *PRESETS],
-                    default=CLEAN,
-                    tooltip=(
-                        "How the page is spoilt (blur, noise, small size, JPEG); it keeps its "
-                        "width and height."
-                    ),
-                ),
+                _seed("Seed of poses, light, backgrounds and of the degradation."),
+                _degradation("page is", "it keeps its"),
             ],
             outputs=[io.Image.Output(tooltip="The page.")],
         )
@@ -254,7 +204,34 @@ class DemoAlbum(io.ComfyNode):
     ) -> io.NodeOutput:
         """Renders the page."""
         page = album_page(identity, columns, rows, size, seed)  # (1, 3, height, width)
-        if degradation != CLEAN:
-            generator = torch.Generator().manual_seed(seed)
-            page = degrade_people(page, size, PRESETS[degradation], generator)
-        return io.NodeOutput(page.movedim(1, -1).contiguous())
+        return io.NodeOutput(_shown(page, size, degradation, seed))
+
+
+def _seed(tooltip: str) -> io.Int.Input:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=2**63 - 1,
+        control_after_generate=True,
+        tooltip=tooltip,
+    )
+
+
+def _degradation(subject: str, keeps: str) -> io.Combo.Input:
+    return io.Combo.Input(
+        "degradation",
+        options=[CLEAN, *PRESETS],
+        default=CLEAN,
+        tooltip=(
+            f"How the {subject} spoilt (blur, noise, small size, JPEG); {keeps} width and height."
+        ),
+    )
+
+
+def _shown(pictures: Tensor, frame: int, degradation: str, seed: int) -> Tensor:
+    """Returns pictures (B, 3, H, W) as an IMAGE (B, H, W, 3), degraded if that is asked for."""
+    if degradation != CLEAN:
+        generator = torch.Generator().manual_seed(seed)
+        pictures = degrade_people(pictures, frame, PRESETS[degradation], generator)
+    return pictures.movedim(1, -1).contiguous()

@@ -128,16 +128,16 @@ def album_page(first: int, columns: int, rows: int, size: int, seed: int) -> Ten
 def degrade_people(
     picture: Tensor, frame: int, config: DegradationConfig, generator: torch.Generator
 ) -> Tensor:
-    """A picture of several people spoilt as much as a portrait of one person would be.
+    """Pictures of one or several people spoilt as much as a portrait of one person would be.
 
     Args:
-        picture: (1, 3, H, W) in [0, 1].
+        picture: (B, 3, H, W) in [0, 1].
         frame: side in pixels of the square that a portrait of one person takes.
         config: ranges to draw from, for example `degradation.PRESETS["medium"]`.
         generator: CPU generator, the only source of randomness.
 
     Returns:
-        (1, 3, H, W) in [0, 1].
+        (B, 3, H, W) in [0, 1].
     """
     height, width = picture.shape[2:]
     # `degrade` blurs in proportion to the picture, of which a person is a part.

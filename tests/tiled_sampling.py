@@ -6,23 +6,12 @@ from typing import Any
 import comfy.sample
 import torch
 from comfy.patcher_extension import WrappersMP
-from tiny_models import UNET
+from tiny_models import prompt
 from torch import Tensor
 
 from pfstorer_core.host.tiles import TiledSteps, TileLayout, set_tiles
 
 KEY = "test"
-CHANNELS = 4
-
-
-def latents(batch: int = 1, size: tuple[int, int] = (16, 16), seed: int = 0) -> Tensor:
-    return torch.randn(batch, CHANNELS, *size, generator=torch.Generator().manual_seed(seed))
-
-
-def prompt(seed: int, **options: Any) -> list[Any]:
-    """Returns a random CONDITIONING."""
-    generator = torch.Generator().manual_seed(seed)
-    return [[torch.randn(1, 3, UNET["context_dim"], generator=generator), options]]
 
 
 def sample(model: Any, shape: tuple[int, ...], cfg: float = 3.0, **settings: Any) -> Tensor:

@@ -147,6 +147,17 @@ def image(size: tuple[int, int] = (64, 64), batch: int = 1, seed: int = 0) -> Te
     return fine.clamp(0, 1).movedim(1, -1)
 
 
+def latents(batch: int = 1, size: tuple[int, int] = (16, 16), seed: int = 0) -> Tensor:
+    """Returns random latents of the tiny autoencoder, (B, 4, *size)."""
+    return torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def prompt(seed: int, **options: Any) -> list[Any]:
+    """Returns a random CONDITIONING."""
+    generator = torch.Generator().manual_seed(seed)
+    return [[torch.randn(1, 3, UNET["context_dim"], generator=generator), options]]
+
+
 def random_adapter(
     model: Any, seed: int = 0, name: str = "Ada", config: PersonalizationConfig | None = None
 ) -> IdentityAdapter:

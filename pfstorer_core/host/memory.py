@@ -1,9 +1,15 @@
 """Memory of a device: what a model can have, and how running out of it shows."""
 
-from typing import Any
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import comfy.model_management as mm
 import torch
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 def available_memory(model_patcher: Any) -> float:
@@ -33,3 +39,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     told = any(t in text for t in ("out of memory", "not enough memory", "can't allocate memory"))
     return isinstance(error, RuntimeError) and told
+
+
+def retry_smaller(
+    run: Callable[[], Result],
+    shrink: Callable[[], str],
+    tell: Callable[[str], None] | None = None,
+) -> Result:
+    """Returns what `run` gives, and runs it again with less each time that memory runs out.
+
+    Args:
+        run: the work.
+        shrink: makes the work smaller and says how; raises where there is nothing left to take.
+        tell: is told it as well.
+    """
+    while True:
+        try:
+            return run()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # After the handler, because the error holds on to the tensors of the failed try.
+        mm.soft_empty_cache()
+        text = f"Out of memory {shrink()}"
+        logger.warning(text)
+        if tell is not None:
+            tell(text)

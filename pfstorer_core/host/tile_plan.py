@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management as mm
@@ -113,7 +113,7 @@ def plan_tiles(
     useful = int(_LARGEST_BATCH * trained**2 / math.prod(layout.tile_size))
     tile_batch = tile_batch or max(1, min(useful, int(free / memory(tile, 1))))
     tile_batch = min(tile_batch, most)
-    layout = TileLayout(height, width, tile, overlap, tile_batch, step)
+    layout = replace(layout, batch=tile_batch)
     pictures = _picture_memory(latent_shape, cell)
     return TilePlan(layout, memory(tile, tile_batch), free, pictures, cell)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,10 +16,8 @@ from ..tiling import Tile, TileBlend, tile_grid
 from .conditions import Conds, has_areas, with_options
 from .identities import touched_identities
 from .lq import LQ_COND, MEMORY, STEP, FeatureMemory
-from .memory import is_out_of_memory
+from .memory import retry_smaller
 from .tile_conditions import Unit, can_be_cut, crop_conds
-
-logger = logging.getLogger(__name__)
 
 TILES_KEY = "pfstorer_tiles"
 
@@ -115,36 +112,32 @@ class TiledSteps:
         Raises:
             PFStorerError: out of memory even with the smallest tiles.
         """
-        while True:
-            try:
-                return self._evaluate(
-                    executor, model, conds, x_in, timestep, model_options, **kwargs
-                )
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            # After the handler, because the error holds on to the tensors of the failed try.
-            mm.soft_empty_cache()
-            self._shrink(can_be_cut(conds))
+
+        def shrink() -> str:
+            before, self.layout = self.layout, self._smaller(can_be_cut(conds))
+            self._groups = None
             memory: FeatureMemory | None = model_options["transformer_options"].get(MEMORY)
             if memory is not None:
                 memory.forget()
+            return (
+                f"with {before.batch} tiles of {before.tile} latent pixels at once; going on with "
+                f"{self.layout.batch} of {self.layout.tile}"
+            )
 
-    def _shrink(self, divisible: bool) -> None:
+        return retry_smaller(
+            lambda: self._evaluate(executor, model, conds, x_in, timestep, model_options, **kwargs),
+            shrink,
+            self._tell,
+        )
+
+    def _smaller(self, divisible: bool) -> TileLayout:
         smaller = self.layout.smaller()
         if smaller is None or not (divisible or len(smaller.tiles) == 1):
             raise PFStorerError(
                 f"There is not enough memory even for one tile of {self.layout.tile} latent "
                 "pixels; close other programs, or start ComfyUI with --lowvram or --cpu."
             )
-        text = (
-            f"Out of memory with {self.layout.batch} tiles of {self.layout.tile} latent pixels at "
-            f"once; going on with {smaller.batch} of {smaller.tile}"
-        )
-        logger.warning(text)
-        if self._tell is not None:
-            self._tell(text)
-        self.layout, self._groups = smaller, None
+        return smaller
 
     def _evaluate(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +10,8 @@ from torch import Tensor
 
 from ..errors import PFStorerError
 from ..tiling import Tile, TileBlend, tile_grid
-from .memory import available_memory, is_out_of_memory
+from .memory import available_memory, retry_smaller
 from .padding import pad, padded_window
-
-logger = logging.getLogger(__name__)
 
 LARGEST_TILE = 128  # latent pixels: 1024 px with Stable Diffusion
 SMALLEST_TILE = 16
@@ -37,7 +34,6 @@ def encode(
         padded: (height, width) to encode, multiples of the VAE's compression.
         needed: (h, w) on the latent; what lies in tiles that are zero is left out and comes back as
             zeros. None is everything.
-
         tell: is told when memory runs out.
 
     Returns:
@@ -137,24 +133,20 @@ def _by_tiles(
     side = min(LARGEST_TILE, max(latent_size))
     while memory(side) > usable and side // 2 >= SMALLEST_TILE:
         side //= 2
-    while True:
-        try:
-            return _blend(run, latent_size, side, scale, needed, elsewhere)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # After the handler, because the error holds on to the tensors of the failed try.
-        mm.soft_empty_cache()
+
+    def shrink() -> str:
+        nonlocal side
         if side // 2 < SMALLEST_TILE:
             raise PFStorerError(
                 f"There is not enough memory for the VAE even with tiles of {side} latent pixels; "
                 "close other programs, or start ComfyUI with --lowvram or --cpu-vae."
             )
         side //= 2
-        text = f"Out of memory in the VAE; going on with tiles of {side} latent pixels"
-        logger.warning(text)
-        if tell is not None:
-            tell(text)
+        return f"in the VAE; going on with tiles of {side} latent pixels"
+
+    return retry_smaller(
+        lambda: _blend(run, latent_size, side, scale, needed, elsewhere), shrink, tell
+    )
 
 
 def _blend(

@@ -13,6 +13,8 @@ from golden_weights import relative_l2
 from tiny_models import (
     UNET,
     image,
+    latents,
+    prompt,
     random_adapter,
     random_restorer,
     untrained_adapter,
@@ -54,15 +56,6 @@ def ada(model) -> IdentityAdapter:
 @pytest.fixture(scope="module")
 def bob(model) -> IdentityAdapter:
     return random_adapter(model, 2, "Bob")
-
-
-def latents(batch: int = 1, size: tuple[int, int] = SIZE, seed: int = 0) -> Tensor:
-    return torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(seed))
-
-
-def prompt(seed: int, **options: Any) -> list[Any]:
-    generator = torch.Generator().manual_seed(seed)
-    return [[torch.randn(1, 3, UNET["context_dim"], generator=generator), options]]
 
 
 def sample(model: Any, batch: int = 1, cfg: float = 3.0, **settings: Any) -> Tensor:

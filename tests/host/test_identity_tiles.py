@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 from golden_weights import relative_l2
-from tiled_sampling import latents, record_forwards, sample, tiled
-from tiny_models import image, random_adapter, untrained_adapter, write_bundled
+from tiled_sampling import record_forwards, sample, tiled
+from tiny_models import image, latents, random_adapter, untrained_adapter, write_bundled
 from torch import Tensor
 
 from pfstorer_core import host

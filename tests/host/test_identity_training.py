@@ -10,7 +10,7 @@ import comfy.sample
 import pytest
 import torch
 from golden_weights import relative_l2
-from tiny_models import TOKENS, UNET, image, random_adapter, write_bundled
+from tiny_models import TOKENS, UNET, image, latents, random_adapter, write_bundled
 from torch import Tensor
 
 from pfstorer_core import host
@@ -325,10 +325,6 @@ def network_of(
     )
 
 
-def latents(batch: int = 1, seed: int = 0) -> Tensor:
-    return torch.randn(batch, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
-
-
 def test_checkpointing_changes_no_gradient(loaded) -> None:
     gradients = []
     kept = []
@@ -342,7 +338,7 @@ def test_checkpointing_changes_no_gradient(loaded) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-            out = network(latents(2), torch.tensor([5, 700]), latents(2, 1), latents(1, 2))
+            out = network(latents(2), torch.tensor([5, 700]), latents(2, seed=1), latents(seed=2))
             loss = out.square().mean()
         forward = sum(sizes)
         loss.backward()

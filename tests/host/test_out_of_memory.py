@@ -11,8 +11,8 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from golden_weights import relative_l2
-from tiled_sampling import KEY, latents, record_forwards, sample, tiled
-from tiny_models import image, write_bundled
+from tiled_sampling import KEY, record_forwards, sample, tiled
+from tiny_models import image, latents, write_bundled
 from torch import nn
 
 from pfstorer_core import host

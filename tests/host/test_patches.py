@@ -13,7 +13,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from comfy.patcher_extension import WrappersMP
 from golden_weights import relative_l2
-from tiny_models import UNET, random_restorer, write_bundled
+from tiny_models import UNET, latents, prompt, random_restorer, write_bundled
 
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
@@ -36,15 +36,6 @@ def loaded(path: Path):
 @pytest.fixture
 def model(loaded) -> Any:
     return loaded[0]
-
-
-def latents(batch: int = 1, size: tuple[int, int] = (16, 16), seed: int = 0) -> torch.Tensor:
-    return torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(seed))
-
-
-def prompt(seed: int, **options: Any) -> list[Any]:
-    generator = torch.Generator().manual_seed(seed)
-    return [[torch.randn(1, 3, UNET["context_dim"], generator=generator), options]]
 
 
 def sample(model: Any, batch: int = 1, cfg: float = 3.0, **settings: Any) -> torch.Tensor:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
 from golden_weights import relative_l2
-from tiled_sampling import prompt, record_forwards
-from tiny_models import LATENT, image, random_adapter, write_bundled
+from tiled_sampling import record_forwards
+from tiny_models import LATENT, image, prompt, random_adapter, write_bundled
 
 from pfstorer_core import color, host
 from pfstorer_core.degradation import resize_bicubic

@@ -14,8 +14,8 @@ import comfy.utils
 import pytest
 import torch
 from golden_weights import relative_l2
-from tiled_sampling import at_step, latents, prompt, record_forwards, sample, tiled
-from tiny_models import UNET, image, randomise, write_bundled
+from tiled_sampling import at_step, record_forwards, sample, tiled
+from tiny_models import UNET, image, latents, prompt, randomise, write_bundled
 from torch import Tensor
 
 from pfstorer_core import host

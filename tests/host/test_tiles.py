@@ -8,8 +8,8 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from golden_weights import relative_l2
-from tiled_sampling import KEY, at_step, latents, record_forwards, sample, tiled
-from tiny_models import write_bundled
+from tiled_sampling import KEY, at_step, record_forwards, sample, tiled
+from tiny_models import latents, write_bundled
 from torch import Tensor
 
 from pfstorer_core import host

@@ -6,8 +6,7 @@ import comfy.model_management as mm
 import pytest
 import torch
 from golden_weights import relative_l2
-from tiled_sampling import latents
-from tiny_models import image, write_bundled
+from tiny_models import image, latents, write_bundled
 
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
