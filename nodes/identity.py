@@ -1,5 +1,6 @@
 """Nodes that keep and apply identity adapters."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -8,6 +9,9 @@ from torch import Tensor
 from ..pfstorer_core.adapter import IdentityAdapter
 from ..pfstorer_core.errors import PFStorerError
 from ..pfstorer_core.host import apply_identity, loading
+from ..pfstorer_core.host.automatic import gamma_report
+from ..pfstorer_core.host.identities import AUTO
+from ..pfstorer_core.host.progress import show_lines
 from ..pfstorer_core.host.sampling import encode_references
 
 Identity = io.Custom("PFSTORER_IDENTITY")
@@ -106,6 +110,7 @@ class ApplyPersonalization(io.ComfyNode):
             ),
             search_aliases=["identity", "apply adapter", "PFStorer", "personalize", "face"],
             is_input_list=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="MODEL of Load Base Restorer, or of another of this node."
@@ -156,6 +161,15 @@ class ApplyPersonalization(io.ComfyNode):
                 io.Vae.Input(
                     "vae", optional=True, tooltip="VAE of Load Base Restorer, for references."
                 ),
+                io.Boolean.Input(
+                    "auto_gamma",
+                    default=False,
+                    optional=True,
+                    tooltip=(
+                        "Choose gamma for each photo from how degraded it is, in place of the "
+                        "value above; Tiled Restore's report shows what was chosen."
+                    ),
+                ),
             ],
             outputs=[io.Model.Output(tooltip="MODEL that restores this person.")],
         )
@@ -171,6 +185,7 @@ class ApplyPersonalization(io.ComfyNode):
         mask: list[Tensor] | None = None,
         references: list[Tensor] | None = None,
         vae: list[Any] | None = None,
+        auto_gamma: Sequence[bool] = (False,),
     ) -> io.NodeOutput:
         """Applies the adapter; inputs are lists so that references may differ in size."""
         latents = None
@@ -181,6 +196,9 @@ class ApplyPersonalization(io.ComfyNode):
                 )
             latents = encode_references(model[0], vae[0], references)
         region = mask[0] if mask else None
-        return io.NodeOutput(
-            apply_identity(model[0], adapter[0], gamma[0], region, start[0], end[0], latents)
+        strength = AUTO if auto_gamma[0] else gamma[0]
+        personalized = apply_identity(
+            model[0], adapter[0], strength, region, start[0], end[0], latents
         )
+        show_lines(cls.hidden.unique_id, gamma_report(personalized))
+        return io.NodeOutput(personalized)

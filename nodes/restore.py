@@ -7,7 +7,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..pfstorer_core.host import condition_on_lq, restoration, restore, sampling
-from ..pfstorer_core.host.progress import RestoreReport
+from ..pfstorer_core.host.automatic import gamma_report
+from ..pfstorer_core.host.progress import RestoreReport, show_lines
 from ..pfstorer_core.upscaling import UPSCALINGS
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -31,6 +32,7 @@ class ConditionOnLQ(io.ComfyNode):
                 "use with any KSampler. Scale the image to the wanted size first."
             ),
             search_aliases=["StableSR", "low quality", "restore", "LQ latent"],
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip=MODEL_TOOLTIP),
                 io.Vae.Input("vae", tooltip=VAE_TOOLTIP),
@@ -48,7 +50,9 @@ class ConditionOnLQ(io.ComfyNode):
     def execute(cls, model: Any, vae: Any, image: Tensor) -> io.NodeOutput:
         """Encodes the image."""
         lq_latent = sampling.encode_lq(vae, image)  # (B, C, h, w)
-        return io.NodeOutput(condition_on_lq(model, lq_latent), {"samples": lq_latent})
+        conditioned = condition_on_lq(model, lq_latent, image)
+        show_lines(cls.hidden.unique_id, gamma_report(conditioned))
+        return io.NodeOutput(conditioned, {"samples": lq_latent})
 
 
 class TiledRestore(io.ComfyNode):

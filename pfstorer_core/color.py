@@ -19,7 +19,7 @@ _BAND_PIXELS = 2**18
 # The halo is computed twice at each border of two bands: lower bands would mostly be halo.
 _BAND_ROWS = 4 * _HALO  # at least
 _GREY_TOLERANCE = 1 / 512  # half a step of an 8-bit picture
-_LUMA = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)
 
 
 def wavelet_fix(image: Tensor, reference: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -127,7 +127,7 @@ def to_grey(image: Tensor, *, out: Tensor | None = None) -> Tensor:
     """
     _check(image, "image")
     out = _result(image, out)
-    weights = torch.tensor(_LUMA, device=image.device)
+    weights = torch.tensor(LUMA, device=image.device)
     for item, grey in zip(image, out, strict=True):
         for y0, y1 in _bands(item):
             luma = torch.einsum("c,chw->hw", weights, item[:, y0:y1].float())

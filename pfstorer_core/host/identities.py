@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import comfy.conds
 import comfy.utils
@@ -26,7 +26,9 @@ from .conditions import Conds, with_model_conds
 from .sites import PATCH
 
 IDENTITY_KEY = "pfstorer_identities"
+AUTO: Literal["auto"] = "auto"
 _MASK_COND = "pfstorer_mask_"  # with the identity's number: a model condition
+_GAMMA_COND = "pfstorer_gamma_"  # likewise
 _REFERENCES = "pfstorer_references"
 _COLLECTED = "pfstorer_collected"
 
@@ -38,7 +40,9 @@ class AppliedIdentity:
     Args:
         adapter: the personalization blocks.
         patcher: ComfyUI's patcher of the adapter; None in training.
-        strength: factor on the adapter's own gamma; at 0 only the mask has a meaning.
+        strength: factor on the adapter's own gamma; at 0 only the mask has a meaning. `AUTO` is to
+            be chosen for each picture, see `automatic.choose_gammas`.
+        gammas: (B,) what was chosen, one per picture.
         mask: (M, H, W) in [0, 1] of any resolution, where the person is; None is everywhere.
         sigmas: highest and lowest sigma at which the adapter acts; None is at all.
         references: (R, C, h, w) scaled latents of photos of the person.
@@ -47,11 +51,19 @@ class AppliedIdentity:
 
     adapter: IdentityAdapter
     patcher: Any = None
-    strength: float = 1.0
+    strength: float | Literal["auto"] = 1.0
+    gammas: Tensor | None = None
     mask: Tensor | None = None
     sigmas: tuple[float, float] | None = None
     references: tuple[Tensor, ...] = ()
     reference_context: Tensor | None = None
+
+    @property
+    def gamma_text(self) -> str:
+        """The gamma as it is told to the user, of each picture where it was chosen."""
+        if self.gammas is None:
+            return f"{float(self.strength):g}" if self.strength != AUTO else "automatic"
+        return ", ".join(f"{float(gamma):.2f}" for gamma in self.gammas) + " (automatic)"
 
     def acts_at(self, options: dict[str, Any]) -> bool:
         """Whether it has any strength and the sampler's sigma lies in the range."""
@@ -70,13 +82,13 @@ class Addition:
 
     Args:
         block: the personalization block.
-        strength: factor on its output.
+        strength: factor on its output, or (B, 1, 1, 1) factors.
         weight: (B, 1, h, w) in [0, 1] at the latent's resolution; None is 1 everywhere.
         reference: (1, N, C) tokens of the references' features.
     """
 
     block: PersonalizationBlock
-    strength: float
+    strength: float | Tensor
     weight: Tensor | None
     reference: Tensor | None
 
@@ -115,9 +127,13 @@ def additions(
         unet: ComfyUI's `UNetModel`.
         x: (B, C, h, w) noisy latents.
         options: the forward's transformer options.
-        conditions: keyword arguments of the forward; those of the masks are taken out.
+        conditions: keyword arguments of the forward; those of the identities are taken out.
+
+    Raises:
+        PFStorerError: a gamma that was to be chosen and was not.
     """
     masks = [conditions.pop(f"{_MASK_COND}{k}", None) for k in range(len(identities))]
+    gammas = [conditions.pop(f"{_GAMMA_COND}{k}", None) for k in range(len(identities))]
     active = [
         (k, mask)
         for k, mask in enumerate(masks)
@@ -132,10 +148,17 @@ def additions(
             share = torch.as_tensor(total, dtype=x.dtype, device=x.device).clamp(min=1.0)
             weight = (1.0 if mask is None else mask) / share
             weight = weight.expand(x.shape[0], 1, *x.shape[2:])
+        strength = identity.strength if gammas[k] is None else gammas[k][:, :, :1, :1]
+        if isinstance(strength, str):
+            raise PFStorerError(
+                f"gamma of '{identity.adapter.info.name or 'the identity'}' is automatic, but the "
+                "image it depends on is not known; use 'Tiled Restore' or 'Condition on LQ Image', "
+                "or set gamma yourself."
+            )
         references = _reference_tokens(k, identity, unet, x, options)
         for site in identity.adapter.sites:
             block = identity.adapter.block(site)
-            addition = Addition(block, identity.strength, weight, references.get(site))
+            addition = Addition(block, strength, weight, references.get(site))
             collected.setdefault(site, []).append(addition)
     return collected
 
@@ -155,10 +178,14 @@ def touched_identities(conds: Conds, item: int, tile: Tile) -> tuple[bool, ...]:
 
 
 class IdentityMasks:
-    """`CALC_COND_BATCH` wrapper that gives every condition of a step the identities' masks."""
+    """`CALC_COND_BATCH` wrapper that gives every condition of a step the identities' masks.
+
+    And their gammas where these differ between pictures, as maps, which are cut like masks.
+    """
 
     def __init__(self, identities: Sequence[AppliedIdentity]) -> None:
         self.masks = {f"{_MASK_COND}{k}": identity.mask for k, identity in enumerate(identities)}
+        self.gammas = {f"{_GAMMA_COND}{k}": x.gammas for k, x in enumerate(identities)}
 
     def __call__(
         self,
@@ -177,6 +204,11 @@ class IdentityMasks:
                 mask = F.interpolate(mask, x_in.shape[2:], mode="area")  # (M, 1, h, w)
                 mask = comfy.utils.repeat_to_batch_size(mask, x_in.shape[0])
                 added[key] = comfy.conds.CONDNoiseShape(mask)
+        for key, gammas in self.gammas.items():
+            if gammas is not None:
+                gammas = comfy.utils.repeat_to_batch_size(gammas.to(x_in), x_in.shape[0])  # (B,)
+                gammas = gammas[:, None, None, None].expand(-1, 1, *x_in.shape[2:])  # (B, 1, h, w)
+                added[key] = comfy.conds.CONDNoiseShape(gammas)
         if added:
             conds = with_model_conds(conds, added)
         return executor(model, conds, x_in, *args, **kwargs)
@@ -242,14 +274,14 @@ def reference_features(
     return collected
 
 
-def check_settings(gamma: float, mask: Tensor | None, start: float, end: float) -> None:
+def check_settings(gamma: float | str, mask: Tensor | None, start: float, end: float) -> None:
     """Checks how an identity shall be applied.
 
     Raises:
         PFStorerError: a value out of its range, or a mask of another shape.
     """
-    if not 0 <= gamma <= 2:
-        raise PFStorerError(f"gamma is {gamma}; choose 0 (the base) to 2.")
+    if gamma != AUTO and (isinstance(gamma, str) or not 0 <= gamma <= 2):
+        raise PFStorerError(f"gamma is {gamma}; choose 0 (the base) to 2, or '{AUTO}'.")
     if not 0 <= start <= end <= 1:
         raise PFStorerError(
             f"The identity shall act from {start} to {end} of the sampling; choose 0 <= start <= "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..adapter import IdentityAdapter
 from ..errors import PFStorerError
-from . import patches
+from . import automatic, patches
 from .identities import AppliedIdentity, check_settings
 from .loading import restoration
 from .sites import check_identity_fit
@@ -21,7 +21,7 @@ from .sites import check_identity_fit
 def apply_identity(
     model: Any,
     adapter: IdentityAdapter,
-    gamma: float = 1.0,
+    gamma: float | Literal["auto"] = 1.0,
     mask: Tensor | None = None,
     start: float = 0.0,
     end: float = 1.0,
@@ -36,7 +36,8 @@ def apply_identity(
     Args:
         model: MODEL of `load_base_restorer`; stays as it is.
         adapter: the person.
-        gamma: factor on the adapter's own gamma, in [0, 2]; 0 is the base.
+        gamma: factor on the adapter's own gamma, in [0, 2]; 0 is the base. "auto" chooses it for
+            each picture from how degraded that is.
         mask: (H, W) or (B, H, W) in [0, 1], where in the picture the person is; None is everywhere.
         start, end: shares of the sampling between which the adapter acts.
         references: latents (R, C, h, w) of photos of the person as the VAE gives them, or a list of
@@ -77,7 +78,7 @@ def apply_identity(
         references=latents,
         reference_context=context,
     )
-    return patches.set_identities(model, [*applied, identity])
+    return automatic.choose_gammas(patches.set_identities(model, [*applied, identity]))
 
 
 def _references(

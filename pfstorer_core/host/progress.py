@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management as mm
@@ -77,6 +78,12 @@ def show_text(node_id: str, text: str) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.send_progress_text(text, node_id)
+
+
+def show_lines(node_id: Any, lines: Sequence[str]) -> None:
+    """Shows lines of text in a node, if there are any."""
+    if lines and node_id is not None:
+        show_text(str(node_id), "\n".join(lines))
 
 
 class NodeProgress:

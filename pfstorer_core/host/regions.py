@@ -25,7 +25,7 @@ def region_of(identities: Sequence[AppliedIdentity], shape: Shape) -> Tensor:
     region = torch.zeros(batch, 1, height, width)
     for identity in identities:
         if identity.mask is not None:
-            region = torch.maximum(region, _fitted(identity.mask, shape))
+            region = torch.maximum(region, fitted_mask(identity.mask, shape))
     return region
 
 
@@ -71,7 +71,7 @@ def feathered(identities: Sequence[AppliedIdentity], shape: Shape, feather: int)
         shape: (B, C, H, W) of the result.
         feather: pixels.
     """
-    masks = [_fitted(x.mask, shape) for x in identities if x.mask is not None]
+    masks = [fitted_mask(x.mask, shape) for x in identities if x.mask is not None]
     union = region_of(identities, shape)
     share = torch.zeros_like(union)
     for region in [union, *masks] if len(masks) > 1 else masks:
@@ -97,11 +97,11 @@ def mask_report(
     tiles = layout.tiles
     for number, identity in enumerate(identities, 1):
         name = identity.adapter.info.name or "unnamed"
-        text = f"Identity {number} ({name}), gamma {identity.strength:g}: "
+        text = f"Identity {number} ({name}), gamma {identity.gamma_text}: "
         if identity.mask is None:
             text += "everywhere that is restored"
         else:
-            mask = _fitted(identity.mask, shape)  # (B, 1, h, w)
+            mask = fitted_mask(identity.mask, shape)  # (B, 1, h, w)
             met = sum(bool(tile.crop(item).any()) for tile in tiles for item in mask)
             text += (
                 f"mask of {100 * float(mask.mean()):.1f}% of the picture, in {met} of "
@@ -115,7 +115,8 @@ def mask_report(
     return lines
 
 
-def _fitted(mask: Tensor, shape: Shape) -> Tensor:
+def fitted_mask(mask: Tensor, shape: Shape) -> Tensor:
+    """Returns masks (M, h, w) scaled and repeated to (B, 1, H, W) of a shape (B, C, H, W)."""
     mask = F.interpolate(mask[:, None].cpu(), shape[2:], mode="area")  # (M, 1, H, W)
     fitted: Tensor = comfy.utils.repeat_to_batch_size(mask, shape[0])  # (B, 1, H, W)
     return fitted

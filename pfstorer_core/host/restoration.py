@@ -19,17 +19,22 @@ from ..degradation import resize_bicubic
 from ..errors import PFStorerError
 from ..upscaling import UPSCALINGS, pass_sizes
 from . import patches, vae_tiles
+from .automatic import choose_gammas
 from .loading import restoration, trained_size
 from .padding import pad_conditioning, pad_masks, padded_size, relative_areas
 from .progress import RestoreReport
 from .regions import feathered, known_factor, mask_report, region_of
-from .sampling import split_alpha
+from .sampling import VAE_ADVICE, check_finite, split_alpha
 from .tile_conditions import check_conditioning
 from .tile_plan import TilePlan, check_pictures, plan_tiles
 from .tiles import TiledSteps, TileLayout, set_tiles
 
 COLOR_FIXES = ("wavelet", "adain", "none")
 STARTS = ("LQ image", "noise")
+UNET_ADVICE = (
+    "use another sampler or fewer steps, or let the UNet compute in float32 (start ComfyUI with "
+    "--force-fp32)"
+)
 _PREVIEW_LATENT = 128  # latent pixels; the host's previewers decode what they get as a whole
 
 
@@ -167,6 +172,7 @@ def restore(
     given = rgb.shape[2], rgb.shape[3]
     known = known_factor(identities, given, trained_size(model), bundled)
     sizes = pass_sizes(given, (height, width), chosen.upscaling, known, bundled)
+    model = choose_gammas(model, resize_bicubic(rgb, sizes[0]))
     plans = [_plan(model, _latent_shape(model, len(rgb), x, cell), cell, chosen) for x in sizes]
     for prompt in prompts:
         check_conditioning(prompt, max(len(plan.layout.tiles) for plan in plans))
@@ -236,11 +242,13 @@ def _restore_pass(
         model, latent_format.process_in(latent), settings.encoder_interval
     )
     model = set_tiles(model, TiledSteps(plan.layout, region, report.tiles, report.line))
+    check_finite(latent, "The LQ latent that the VAE made", VAE_ADVICE)
     report.status("sampling")
     samples = _sample(model, latent, positive, negative, settings, report)
     report.status("decoding")
     fidelity = settings.fidelity
     restored = vae_tiles.decode(vae, samples, needed, fidelity=fidelity, lq=lq, tell=report.line)
+    check_finite(restored, "The picture that the VAE decoded", VAE_ADVICE)
     restored = restored[:, :, : size[0], : size[1]]  # (B, 3, H, W)
     original = original.to(restored)
     if settings.color_fix == "wavelet":
@@ -307,6 +315,7 @@ def _sample(
 
     def on_step(step: int, denoised: Tensor, x: Tensor, steps: int) -> None:
         report.step(step + 1)
+        check_finite(denoised, f"The latent after step {step + 1} of {steps}", UNET_ADVICE)
         scale = min(1.0, _PREVIEW_LATENT / max(denoised.shape[2:]))
         if scale < 1:
             size = [max(1, int(side * scale)) for side in denoised.shape[2:]]

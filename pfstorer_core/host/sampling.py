@@ -7,12 +7,14 @@ from torch import Tensor
 
 from ..degradation import resize_bicubic
 from ..errors import PFStorerError
-from . import patches
+from . import automatic, patches
 from .loading import restoration, trained_size
 from .sites import size_step
 
+VAE_ADVICE = "let the VAE compute in float32 (start ComfyUI with --fp32-vae)"
 
-def condition_on_lq(model: Any, lq_latent: Tensor) -> Any:
+
+def condition_on_lq(model: Any, lq_latent: Tensor, image: Tensor | None = None) -> Any:
     """Returns a clone of a restorer's MODEL that restores one LQ latent, with any KSampler.
 
     A sampler with another batch size than the latent's repeats or cuts the LQ latents.
@@ -20,9 +22,12 @@ def condition_on_lq(model: Any, lq_latent: Tensor) -> Any:
     Args:
         model: MODEL of `load_base_restorer`; stays as it is.
         lq_latent: (B, C, H, W) samples of a LATENT, as the VAE gives them.
+        image: (B, H, W, 1 | 3 | 4) IMAGE that the latent was made from; identities whose gamma is
+            "auto" need it.
 
     Raises:
-        PFStorerError: a MODEL without restorer, or a latent of another VAE.
+        PFStorerError: a MODEL without restorer, a latent of another VAE or with values that are not
+            finite, or an image of another shape.
     """
     info = restoration(model).info
     channels = info.encoder.in_channels
@@ -32,15 +37,19 @@ def condition_on_lq(model: Any, lq_latent: Tensor) -> Any:
             f"takes (batch, {channels}, height, width); use the VAE that 'Load Base Restorer' "
             "gives."
         )
+    check_finite(lq_latent, "The LQ latent", VAE_ADVICE)
     latent_format = model.get_model_object("latent_format")
-    return patches.set_lq_latent(model, latent_format.process_in(lq_latent))
+    model = patches.set_lq_latent(model, latent_format.process_in(lq_latent))
+    if image is None:
+        return model
+    return automatic.choose_gammas(model, split_alpha(image)[0])
 
 
 def encode_lq(vae: Any, image: Tensor) -> Tensor:
     """Returns the LQ latent (B, C, h, w) of an IMAGE (B, H, W, 1 | 3 | 4), alpha left out.
 
     Raises:
-        PFStorerError: another shape.
+        PFStorerError: another shape, or values that are not finite.
     """
     rgb, _ = split_alpha(image)
     return vae.encode(rgb.movedim(1, -1))
@@ -69,6 +78,13 @@ def encode_references(model: Any, vae: Any, photos: Sequence[Tensor]) -> list[Te
     return latents
 
 
+def check_finite(values: Tensor, what: str, advice: str) -> None:
+    """Raises PFStorerError "`what` has values that are not finite; `advice`." if there are any."""
+    # One reduction without a mask of the same size: infinities and NaN spoil minimum or maximum.
+    if not all(bool(x.isfinite()) for x in values.detach().aminmax()):
+        raise PFStorerError(f"{what} has values that are not finite (NaN or infinite); {advice}.")
+
+
 def target_size(image: Tensor, scale: float, longest_side: int) -> tuple[int, int]:
     """Returns (height, width) of the output for an IMAGE (B, H, W, C).
 
@@ -90,13 +106,14 @@ def split_alpha(image: Tensor) -> tuple[Tensor, Tensor | None]:
         image: (B, H, W, 1 | 3 | 4).
 
     Raises:
-        PFStorerError: another shape.
+        PFStorerError: another shape, or values that are not finite.
     """
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
         raise PFStorerError(
             f"The image has the shape {tuple(image.shape)}; expected (batch, height, width, "
             "channels) with 1, 3 or 4 channels."
         )
+    check_finite(image, "The image", "give it again without the node that made them")
     image = image.movedim(-1, 1)  # (B, C, H, W)
     if image.shape[1] == 4:
         return image[:, :3], image[:, 3:]

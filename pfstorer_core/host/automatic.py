@@ -1,0 +1,54 @@
+"""Chooses the gamma of identities from the picture that they shall restore."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from ..automatic_gamma import degradation_level, gamma_for
+from . import patches
+from .identities import AUTO
+from .regions import fitted_mask
+
+_LQ_IMAGE = "pfstorer_lq_image"  # attachment of a MODEL that is conditioned on an LQ image
+
+
+def choose_gammas(model: Any, images: Tensor | None = None) -> Any:
+    """Returns a restorer's MODEL whose identities of gamma "auto" have one for each picture.
+
+    The picture may come before the identities or after them: the MODEL remembers it.
+
+    Args:
+        model: a restorer's MODEL; stays as it is.
+        images: (B, 3, H, W) in [0, 1], the LQ images at the size at which they are restored; None
+            are those that the MODEL remembers, if any.
+    """
+    if images is None:
+        images = model.get_attachment(_LQ_IMAGE)
+    else:
+        model = model.clone()
+        model.set_attachments(_LQ_IMAGE, images)
+    identities = patches.restorer_wrapper(model).identities
+    if images is None or all(identity.strength != AUTO for identity in identities):
+        return model
+    chosen = []
+    for identity in identities:
+        if identity.strength == AUTO:
+            shape = len(images), 1, images.shape[2], images.shape[3]
+            weight = None if identity.mask is None else fitted_mask(identity.mask, shape)
+            level = degradation_level(images, weight)  # (B,)
+            identity = dataclasses.replace(identity, gammas=gamma_for(level))
+        chosen.append(identity)
+    return patches.set_identities(model, chosen)
+
+
+def gamma_report(model: Any) -> list[str]:
+    """Says for each identity of gamma "auto" what was chosen; one line each."""
+    lines = []
+    for number, identity in enumerate(patches.restorer_wrapper(model).identities, 1):
+        if identity.gammas is not None:
+            name = identity.adapter.info.name or "unnamed"
+            lines.append(f"Identity {number} ({name}): gamma {identity.gamma_text}")
+    return lines

@@ -1,0 +1,99 @@
+"""Gamma chosen from the picture, in whatever order MODEL, identity and picture come together."""
+
+from typing import Any
+
+import comfy.sample
+import pytest
+import torch
+from tiny_models import prompt, random_adapter, write_bundled
+from torch import Tensor
+
+from pfstorer_core import host
+from pfstorer_core.adapter import IdentityAdapter
+from pfstorer_core.automatic_gamma import degradation_level, gamma_for
+from pfstorer_core.errors import PFStorerError
+from pfstorer_core.host.automatic import gamma_report
+from pfstorer_core.host.identities import AUTO
+from pfstorer_core.host.progress import RestoreReport
+from pfstorer_core.host.sampling import encode_lq
+from pfstorer_core.portraits import portrait_set
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("restorers")
+    return host.load_base_restorer(write_bundled(folder / "tiny.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def ada(loaded) -> IdentityAdapter:
+    return random_adapter(loaded[0], 1, "Ada")
+
+
+@pytest.fixture(scope="module")
+def photos() -> Tensor:
+    """A sharp picture and a very blurred one, as IMAGE (2, 128, 128, 3)."""
+    sharp = portrait_set(3, 2, 1, 128)
+    small = torch.nn.functional.interpolate(sharp[1:], (10, 10), mode="area")
+    blurred = torch.nn.functional.interpolate(small, (128, 128), mode="bicubic").clamp(0, 1)
+    return torch.cat([sharp[:1], blurred]).movedim(1, -1)
+
+
+def restore(loaded: Any, model: Any, photos: Tensor, **settings: Any) -> Tensor:
+    return host.restore(model, loaded[2], photos, steps=2, color_fix="none", **settings)
+
+
+def sample(model: Any, batch: int) -> Tensor:
+    latent = torch.zeros(batch, 4, 32, 32)
+    noise = comfy.sample.prepare_noise(latent, 1, [0] * batch)
+    return comfy.sample.sample(
+        model, noise, 2, cfg=1.0, sampler_name="euler", scheduler="normal", positive=prompt(1),
+        negative=prompt(2), latent_image=latent, disable_pbar=True, seed=1,
+    )  # fmt: skip
+
+
+def test_each_picture_gets_the_gamma_of_its_degradation(loaded, ada, photos) -> None:
+    gammas = gamma_for(degradation_level(photos.movedim(-1, 1)))
+    assert gammas[0] < 0.9 and gammas[1] == 1
+    report = RestoreReport()
+    found = restore(loaded, host.apply_identity(loaded[0], ada, AUTO), photos, report=report)
+    for k, gamma in enumerate(gammas.tolist()):
+        fixed = host.apply_identity(loaded[0], ada, gamma)
+        assert torch.allclose(restore(loaded, fixed, photos[k : k + 1])[0], found[k], atol=1e-5)
+    other = restore(loaded, host.apply_identity(loaded[0], ada, 1.0), photos)
+    assert not torch.allclose(other[0], found[0], atol=1e-4)
+    assert any(f"gamma {gammas[0]:.2f}, 1.00 (automatic)" in line for line in report.lines)
+
+
+def test_it_looks_at_the_identitys_own_region(loaded, ada, photos) -> None:
+    both = torch.cat([photos[:1], photos[1:]], dim=2)  # (1, 128, 256, 3): sharp left, blurred right
+    left = torch.zeros(1, 128, 256)
+    left[..., :128] = 1
+    model = host.apply_identity(loaded[0], ada, AUTO, mask=left)
+    model = host.apply_identity(model, ada, AUTO, mask=1 - left)
+    report = RestoreReport()
+    restore(loaded, model, both, report=report, tile_size=64)
+    first, second = (line for line in report.lines if line.startswith("Identity"))
+    assert "gamma 0.8" in first and "gamma 1.00" in second
+
+
+def test_the_order_does_not_matter(loaded, ada, photos) -> None:
+    lq_latent = encode_lq(loaded[2], photos)
+    before = host.condition_on_lq(host.apply_identity(loaded[0], ada, AUTO), lq_latent, photos)
+    after = host.apply_identity(host.condition_on_lq(loaded[0], lq_latent, photos), ada, AUTO)
+    assert torch.equal(sample(before, 2), sample(after, 2))
+    assert gamma_report(before) == gamma_report(after) and len(gamma_report(after)) == 1
+    again = host.condition_on_lq(after, lq_latent, photos.flip(0))  # another picture, other gammas
+    assert gamma_report(again) != gamma_report(after)
+
+
+def test_without_the_picture_it_says_so(loaded, ada, photos) -> None:
+    lq_latent = encode_lq(loaded[2], photos)
+    model = host.condition_on_lq(host.apply_identity(loaded[0], ada, AUTO), lq_latent)
+    with pytest.raises(PFStorerError, match="gamma of 'Ada' is automatic, but the image"):
+        sample(model, 2)
+
+
+def test_other_words_are_refused(loaded, ada) -> None:
+    with pytest.raises(PFStorerError, match=r"gamma is automatic; choose 0 .* or 'auto'"):
+        host.apply_identity(loaded[0], ada, "automatic")  # type: ignore[arg-type]
