@@ -22,3 +22,5 @@ def use_comfyui() -> None:
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
+    # As early as in ComfyUI's own start: older ones' `nodes` puts another `utils` before this one.
+    import utils  # noqa: F401

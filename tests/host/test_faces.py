@@ -1,8 +1,4 @@
-"""Faces are counted by ComfyUI's own MediaPipe nodes; the detector's weights are made here.
-
-Mesh and blendshape weights are random. The detector's are set by hand so that it fires where a
-picture is bright: its count then shows that the picture reaches the network as it should.
-"""
+"""Faces are found by ComfyUI's own MediaPipe nodes, with the weights of `face_detectors`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +7,15 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
-from comfy_extras.mediapipe.face_landmarker import FaceLandmarker
-from torch import Tensor, nn
+from torch import Tensor
 
-from pfstorer_core.host.faces import face_finder
+from pfstorer_core.host.faces import face_finder, face_points
 from pfstorer_core.photo_checks import check_photos
 from pfstorer_core.portraits import portrait_set
 
-FACE = 32.0  # pixels of the detector's input: side of the boxes
-PARTS = ("face_oval", "left_eye", "right_eye", "left_eyebrow", "right_eyebrow", "lips")
+pytest.importorskip("comfy_extras.mediapipe.face_landmarker")
+
+from face_detectors import landmarker_weights
 
 
 @pytest.fixture
@@ -30,42 +26,6 @@ def folder() -> Iterator[Path]:
     yield path
     for file in path.iterdir():
         file.unlink()
-
-
-def bright_spot_detector(detector: nn.Module) -> None:
-    """Makes a short-range detector see a face wherever red, green and blue are near 1."""
-    for parameter in detector.parameters():
-        nn.init.zeros_(parameter)
-    # Zero blocks pass their input on; the value of a pixel is its mean in [-1, 1].
-    detector.stem.weight.data[0, :, 2, 2] = 1.0 / 3.0
-    for head in (detector.cls_16, detector.cls_8):
-        nn.init.constant_(head.bias, -20.0)
-    detector.cls_16.weight.data[:, 0] = 40.0
-    # Each anchor has 16 numbers: centre, width and height of the box, then six points.
-    boxes = detector.reg_16.bias.data.view(2, 16)
-    boxes[:, 2:4] = FACE
-    boxes[:, 6] = FACE / 4.0  # the second eye, right of the first
-
-
-def landmarker_weights() -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    short, full = (FaceLandmarker(detector_variant=variant) for variant in ("short", "full"))
-    bright_spot_detector(short.detector)
-    for parameter in full.detector.parameters():
-        nn.init.zeros_(parameter)
-    nn.init.constant_(full.detector.cls_dw.bias, -20.0)
-    weights = {
-        **{f"detector_short.{key}": value for key, value in short.detector.state_dict().items()},
-        **{f"detector_full.{key}": value for key, value in full.detector.state_dict().items()},
-        **{f"mesh.{key}": value for key, value in short.mesh.state_dict().items()},
-        **{f"blendshapes.{key}": value for key, value in short.blendshapes.state_dict().items()},
-        "canonical_vertices": torch.randn(468, 3),
-        "procrustes_indices": torch.arange(0, 468, 14, dtype=torch.int32),
-        "procrustes_weights": torch.full((34,), 0.1),
-    }
-    for part in (*PARTS, "irises", "nose", "tesselation"):
-        weights[f"topology.{part}"] = torch.tensor([[0, 1], [1, 2], [2, 0]], dtype=torch.int32)
-    return weights
 
 
 def spots(*places: tuple[int, int]) -> Tensor:
@@ -107,6 +67,21 @@ def test_faces_are_counted_in_any_mode(folder: Path) -> None:
     # made in inference mode, used in a training
     with torch.enable_grad():
         assert find_faces(photos[1]) == 1
+
+
+def test_the_points_of_faces_come_with_the_largest_first(folder: Path) -> None:
+    assert face_points() is None
+    safetensors.torch.save_file(landmarker_weights(), folder / "faces.safetensors")
+    find_points = face_points()
+    assert find_points is not None
+    faces = find_points(spots((60, 60), (170, 240)))
+    assert [points.shape for points in faces] == [(5, 2), (5, 2)]
+    areas = [float((points.amax(0) - points.amin(0)).prod()) for points in faces]
+    assert areas[0] >= areas[1]
+    # the random mesh puts them anywhere near: each face has its own
+    places = sorted(float(points[:, 0].mean()) for points in faces)
+    assert abs(places[0] - 66) < 60 and abs(places[1] - 246) < 60
+    assert not faces[0].is_inference()
 
 
 def test_photos_are_checked_with_it(folder: Path) -> None:
