@@ -3,6 +3,7 @@
 from .demo import DemoAlbum, DemoGroup, DemoPortrait
 from .identity import ApplyPersonalization, LoadIdentity, SaveIdentity
 from .load import LoadBaseRestorer, LoadCFWDecoder
+from .measure import Compare, Degrade
 from .restore import ConditionOnLQ, TiledRestore
 from .train import TrainIdentityAdapter
 
@@ -15,6 +16,8 @@ NODES = [
     SaveIdentity,
     LoadIdentity,
     ApplyPersonalization,
+    Compare,
+    Degrade,
     DemoPortrait,
     DemoGroup,
     DemoAlbum,

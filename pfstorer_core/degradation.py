@@ -120,6 +120,19 @@ class DegradationConfig:
         check_probability("second_order_probability", self.second_order_probability)
         check_probability("final_sinc_probability", self.final_sinc_probability)
 
+    def with_blur(self, factor: float) -> DegradationConfig:
+        """Return the settings with all blur sigmas times the factor.
+
+        Blur follows the size of the whole picture; this fits it to a person who is a part of it.
+        """
+        first, second = (
+            dataclasses.replace(
+                stage, blur_sigma=(stage.blur_sigma[0] * factor, stage.blur_sigma[1] * factor)
+            )
+            for stage in (self.first, self.second)
+        )
+        return dataclasses.replace(self, first=first, second=second)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values that JSON keeps."""
         return dataclasses.asdict(self)
@@ -234,7 +247,7 @@ def degrade_to_size(
     Raises:
         PFStorerError: for a wrong shape, type, range or size.
     """
-    _check_images(images)
+    check_pictures(images)
     if size is not None and min(size) < 1:
         raise PFStorerError(f"The size {size} of the degraded picture must be at least (1, 1).")
     # One seed per item: its result does not depend on how the batch is cut.
@@ -276,7 +289,7 @@ def _degrade_item(
     image = _blur_resize_noise(image, config.first, generator, scale, size)
     last = config.first
     if draw_chance(generator, config.second_order_probability):
-        image = _jpeg(image, draw_uniform(generator, config.first.jpeg_quality))
+        image = jpeg(image, draw_uniform(generator, config.first.jpeg_quality))
         image = _blur_resize_noise(image, config.second, generator, scale, size)
         last = config.second
 
@@ -285,14 +298,14 @@ def _degrade_item(
     jpeg_first = draw_chance(generator, 0.5)
     sinc = draw_chance(generator, config.final_sinc_probability)
     if jpeg_first:
-        image = _jpeg(image, quality)
+        image = jpeg(image, quality)
     image = _resize(image, size, draw_choice(generator, RESIZE_MODES))  # (1, 3, h, w)
     if sinc:
         image = filter_image(
             image, sinc_kernel(math.pi * draw_uniform(generator, last.sinc_cutoff))
         )
     if not jpeg_first:
-        image = _jpeg(image, quality)
+        image = jpeg(image, quality)
     return image.mul(255.0).round_().div_(255.0)
 
 
@@ -380,7 +393,8 @@ def _add_noise(image: Tensor, stage: StageConfig, generator: torch.Generator) ->
     return (image + noise).clamp_(0.0, 1.0)
 
 
-def _jpeg(image: Tensor, quality: float) -> Tensor:
+def jpeg(image: Tensor, quality: float) -> Tensor:
+    """Return an image (1, 3, H, W) in [0, 1] as it is after it was saved as JPEG."""
     pixels = image[0].mul(255.0).round().to(torch.uint8).permute(1, 2, 0)  # (H, W, 3)
     with io.BytesIO() as file:
         Image.fromarray(pixels.contiguous().numpy()).save(file, "JPEG", quality=round(quality))
@@ -388,7 +402,8 @@ def _jpeg(image: Tensor, quality: float) -> Tensor:
     return torch.from_numpy(decoded).permute(2, 0, 1)[None].float() / 255.0  # (1, 3, H, W)
 
 
-def _check_images(images: Tensor) -> None:
+def check_pictures(images: Tensor) -> None:
+    """Raise PFStorerError unless the images are floats (B, 3, H, W) in [0, 1]."""
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise PFStorerError(
             f"Pictures to degrade have the shape {tuple(images.shape)}; give (B, 3, H, W)."

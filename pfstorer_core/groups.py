@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -142,11 +141,7 @@ def degrade_people(
     height, width = picture.shape[2:]
     # `degrade` blurs in proportion to the picture, of which a person is a part.
     share = frame / math.sqrt(height * width)
-    first, second = (
-        replace(stage, blur_sigma=(stage.blur_sigma[0] * share, stage.blur_sigma[1] * share))
-        for stage in (config.first, config.second)
-    )
-    return degrade(picture, replace(config, first=first, second=second), generator)
+    return degrade(picture, config.with_blur(share), generator)
 
 
 def _group_views(count: int, generator: torch.Generator) -> Views:

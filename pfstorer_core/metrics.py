@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .errors import PFStorerError
 
+SSIM_WINDOW = 11  # px
+SSIM_PIXELS = 2**18  # of all pictures, computed at once
 LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"  # torchvision's AlexNet_Weights.IMAGENET1K_V1
 
 
@@ -41,12 +43,28 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     Source: Wang et al. 2004, Image quality assessment: from error visibility to structural
     similarity.
     """
-    images, targets = _checked(images, targets, 11)
+    images, targets = _checked(images, targets, SSIM_WINDOW)
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    return structural_similarity_index_measure(
-        images, targets, data_range=1.0, reduction="none"
-    ).reshape(-1)
+    # In strips, because a whole picture takes most of a kilobyte of memory per pixel. A row needs
+    # those that its windows reach.
+    height, width = images.shape[-2:]
+    reach = SSIM_WINDOW // 2
+    rows = max(SSIM_WINDOW, SSIM_PIXELS // (width * len(images)))
+    total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    for top in range(0, height, rows):
+        start = max(0, top - reach)
+        part = slice(start, top + rows + reach)
+        _, values = structural_similarity_index_measure(
+            images[:, :, part],
+            targets[:, :, part],
+            data_range=1.0,
+            reduction="none",
+            return_full_image=True,
+        )  # (B, 3, rows and what the windows reach, W)
+        own = values[:, :, top - start : top - start + rows]
+        total += own.double().sum(dim=(1, 2, 3))
+    return (total / images[0].numel()).float()
 
 
 def haarpsi(images: Tensor, targets: Tensor) -> Tensor:

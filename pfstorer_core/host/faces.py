@@ -1,4 +1,4 @@
-"""Counting faces with ComfyUI's own MediaPipe nodes, where they and their model are there."""
+"""Finding faces with ComfyUI's own MediaPipe nodes, where they and their model are there."""
 
 from __future__ import annotations
 
@@ -16,14 +16,30 @@ logger = logging.getLogger(__name__)
 MODEL_FOLDER = "detection"
 DETECTORS = ("detector_short.", "detector_full.")  # what the keys of MediaPipe's model start with
 CONFIDENCE = 0.5  # the node's own default
+# MediaPipe's landmarks whose mean is each of `face_crops.POINTS`: corners of both eyes, tip of the
+# nose, corners of the mouth
+POINTS = ((33, 133), (362, 263), (1,), (61,), (291,))
 
 
 def face_finder() -> Callable[[Tensor], int] | None:
     """Returns a function that counts the faces of a photo (3, H, W) in [0, 1].
 
     Returns:
-        None where this ComfyUI has no such nodes or their model does not lie in its folder
-        `models/detection`. Nothing is downloaded.
+        None where there is no `face_points`.
+    """
+    find_points = face_points()
+    if find_points is None:
+        return None
+    return lambda photo: len(find_points(photo))
+
+
+def face_points() -> Callable[[Tensor], list[Tensor]] | None:
+    """Returns a function that finds the faces of a photo (3, H, W) in [0, 1].
+
+    Returns:
+        It gives the points (5, 2) of each face as `face_crops.aligned_face` takes them, the largest
+        face first. None where this ComfyUI has no such nodes or their model does not lie in its
+        folder `models/detection`. Nothing is downloaded.
     """
     try:
         from comfy_extras.nodes_mediapipe import (
@@ -36,28 +52,36 @@ def face_finder() -> Callable[[Tensor], int] | None:
     if name is None:
         return None
 
-    def find_faces(photo: Tensor) -> int:
+    def find_points(photo: Tensor) -> list[Tensor]:
         # ComfyUI moves weights about in place, which inference mode alone allows at any time.
         with torch.inference_mode():
-            boxes = MediaPipeFaceLandmarker.execute(
+            landmarks = MediaPipeFaceLandmarker.execute(
                 face_detection_model=detector,
                 image=photo.detach().float().movedim(0, -1)[None],  # (1, H, W, 3)
                 detector_variant="both",
                 num_faces=0,  # no limit
                 min_confidence=CONFIDENCE,
                 missing_frame_fallback="empty",
-            ).args[1]
-        return len(boxes[0])
+            ).args[0]
+        faces = [torch.as_tensor(face["landmarks_xy"]) for face in landmarks["frames"][0]]
+        faces.sort(key=_area, reverse=True)
+        # a tensor of its own, which may take part in anything
+        return [torch.stack([face[list(part)].mean(0) for part in POINTS]) for face in faces]
 
     try:
         with torch.inference_mode():
             detector = LoadMediaPipeFaceLandmarker.execute(model_name=name).args[0]
-        find_faces(torch.zeros(3, 64, 64))
+        find_points(torch.zeros(3, 64, 64))
     # A check that is only a help must not stop a training, however the nodes may change.
     except Exception as error:
         logger.warning("Faces are not looked for: '%s' cannot be used (%r)", name, error)
         return None
-    return find_faces
+    return find_points
+
+
+def _area(points: Tensor) -> float:
+    """Returns the area of the box around points (N, 2)."""
+    return float((points.amax(0) - points.amin(0)).prod())
 
 
 def _model_name() -> str | None:

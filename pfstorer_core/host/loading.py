@@ -22,10 +22,17 @@ logger = logging.getLogger(__name__)
 
 RESTORER_FOLDER = "pfstorer_restorers"
 IDENTITY_FOLDER = "pfstorer_identities"
+EMBEDDING_FOLDER = "pfstorer_embeddings"
 STABLE_DIFFUSION_SIZE = 512  # pixels; SD restorers do not say what they were trained at
-EXTENSIONS = {".safetensors", ".ckpt", ".pt", ".pth"}
-_RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{x}{n}" for x in ("COM", "LPT") for n in range(1, 10))}
-_LONGEST_NAME = 200  # bytes, of 255 that file systems allow with ending and temporary name
+EXTENSIONS = {  # of the files that each folder lists
+    RESTORER_FOLDER: {".safetensors", ".ckpt", ".pt", ".pth"},
+    IDENTITY_FOLDER: {".safetensors"},
+    EMBEDDING_FOLDER: {".onnx", ".safetensors"},
+}
+_RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"}  # by Windows, with any ending
+_RESERVED |= {f"{port}{n}" for port in ("COM", "LPT") for n in "123456789¹²³"}
+_LONGEST_NAME = 180  # bytes, of 255 that file systems allow with number, ending, temporary name
+_LONGEST_PATH = 1000  # bytes below the folder of identities
 MINI_RESTORER = "mini (bundled)"
 MINI_RESTORER_PATH = Path(__file__).parent.parent / "assets" / "mini_restorer.safetensors"
 PREDICTION_TYPES = {"epsilon": ModelType.EPS, "v_prediction": ModelType.V_PREDICTION}
@@ -45,13 +52,12 @@ class Restoration:
 
 
 def register_folders() -> None:
-    """Registers the folders of restorers and identity adapters with ComfyUI, and makes them."""
-    for name in (RESTORER_FOLDER, IDENTITY_FOLDER):
+    """Registers the plugin's model folders with ComfyUI, and makes them."""
+    for name, extensions in EXTENSIONS.items():
         folder = Path(folder_paths.models_dir, name)
         folder_paths.add_model_folder_path(name, str(folder), is_default=True)
         paths, _ = folder_paths.folder_names_and_paths[name]
-        extensions = EXTENSIONS if name == RESTORER_FOLDER else {".safetensors"}
-        folder_paths.folder_names_and_paths[name] = (paths, extensions)
+        folder_paths.folder_names_and_paths[name] = (paths, set(extensions))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -111,6 +117,20 @@ def identity_names() -> list[str]:
     return folder_paths.get_filename_list(IDENTITY_FOLDER)
 
 
+def embedding_names() -> list[str]:
+    """Returns the files that tell persons apart to choose from."""
+    return folder_paths.get_filename_list(EMBEDDING_FOLDER)
+
+
+def embedding_path(name: str) -> Path:
+    """Returns the file of a network that tells persons apart.
+
+    Raises:
+        PFStorerError: there is no such file.
+    """
+    return _find(name, EMBEDDING_FOLDER, "embedding")
+
+
 def find_identity(name: str) -> Path:
     """Returns the file of an identity adapter.
 
@@ -132,7 +152,7 @@ def identity_path(name: str, free: bool = False) -> Path:
     """
     parts = name.replace("\\", "/").removesuffix(".safetensors").split("/")
     for part in parts:
-        stem = part.split(".")[0].upper()
+        stem = part.split(".")[0].strip().upper()
         if (
             not part.strip(" .")
             or part != part.strip()
@@ -140,6 +160,7 @@ def identity_path(name: str, free: bool = False) -> Path:
             or any(c in '<>:"|?*' or not c.isprintable() for c in part)
             or stem in _RESERVED
             or len(part.encode()) > _LONGEST_NAME
+            or len(name.encode(errors="replace")) > _LONGEST_PATH
         ):
             raise PFStorerError(
                 f"'{name}' cannot be the name of an identity; use letters, digits, spaces, '-' and "
@@ -147,7 +168,8 @@ def identity_path(name: str, free: bool = False) -> Path:
             )
     root = Path(folder_paths.get_folder_paths(IDENTITY_FOLDER)[0])
     path = root.joinpath(*parts[:-1], f"{parts[-1]}.safetensors")
-    if not path.resolve().is_relative_to(root.resolve()):
+    # A file that is a link is replaced itself; a folder that is one would be written through.
+    if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(root)):
         raise PFStorerError(f"'{name}' leads out of the folder of identities; choose another name.")
     number = 2
     while free and path.exists():

@@ -16,6 +16,7 @@ SMALLER = {  # by template, node type and widget: what else would take minutes
     },
 }
 REPORTS = {  # by template: node with a report and what it says
+    "measure": ("Compare Restorations", ["restored", "references among themselves"]),
     "tiled_4k": ("Tiled Restore", ["1024 x ", " tiles of "]),
     "group_photo": (
         "Restore with the adapters",

@@ -174,6 +174,19 @@ def test_wrong_images_are_refused(measure, images, targets, message: str) -> Non
         measure(images, targets)
 
 
+def test_ssim_of_a_large_picture_is_that_of_the_whole() -> None:
+    """It is computed in strips; the windows between them are not left out."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.rand(1, 3, 800, 500, generator=generator)
+    images = targets.clone()
+    images[:, :, 600:] *= 0.5  # rows are not alike
+    assert images[0, 0].numel() > metrics.SSIM_PIXELS
+    whole = torchmetrics.functional.image.structural_similarity_index_measure(
+        images, targets, data_range=1.0
+    )
+    assert float(metrics.ssim(images, targets)) == pytest.approx(float(whole), abs=1e-6)
+
+
 @pytest.mark.parametrize("measure", [metrics.ssim, metrics.haarpsi, metrics.gmsd])
 def test_images_too_small_for_a_measure_are_refused(measure) -> None:
     with pytest.raises(PFStorerError, match="at least"):

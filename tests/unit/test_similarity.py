@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from onnx_networks import write_onnx_means
 
 from pfstorer_core.degradation import PRESETS, degrade
 from pfstorer_core.embedding import EmbeddingConfig, EmbeddingNetwork
@@ -180,7 +181,7 @@ def test_impossible_sizes_are_refused(sizes: object, message: str, tmp_path: Pat
 def test_onnx_network(tmp_path: Path) -> None:
     """The network's input is RGB, (x - 127.5) / 127.5, one picture of the file's size at a time."""
     pytest.importorskip("onnxruntime")
-    embedding = load_embedding(_onnx_means(tmp_path / "face.onnx", [1, 3, 112, 112]))
+    embedding = load_embedding(write_onnx_means(tmp_path / "face.onnx", [1, 3, 112, 112]))
     images = torch.rand(3, 3, 1, 1).expand(3, 3, 40, 60)
     expected = torch.nn.functional.normalize(images[:, :, 0, 0] * 2 - 1, dim=1)
     assert torch.allclose(embedding.embed(images), expected, atol=1e-4)
@@ -190,8 +191,8 @@ def test_onnx_network(tmp_path: Path) -> None:
 
 def test_onnx_sides_that_the_file_leaves_free_are_112(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    free = load_embedding(_onnx_means(tmp_path / "free.onnx", [None, 3, None, None]))
-    fixed = load_embedding(_onnx_means(tmp_path / "fixed.onnx", [1, 3, 112, 112]))
+    free = load_embedding(write_onnx_means(tmp_path / "free.onnx", [None, 3, None, None]))
+    fixed = load_embedding(write_onnx_means(tmp_path / "fixed.onnx", [1, 3, 112, 112]))
     images = torch.rand(2, 3, 200, 150)
     assert torch.equal(free.embed(images), fixed.embed(images))
 
@@ -205,26 +206,7 @@ def test_onnx_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PFStorerError, match="damaged or no ONNX network"):
         load_embedding(file)
     with pytest.raises(PFStorerError, match="takes the inputs"):
-        load_embedding(_onnx_means(file, [1, 1, 112, 112]))
-    pairs = load_embedding(_onnx_means(file, [2, 3, 112, 112]))
+        load_embedding(write_onnx_means(file, [1, 1, 112, 112]))
+    pairs = load_embedding(write_onnx_means(file, [2, 3, 112, 112]))
     with pytest.raises(PFStorerError, match="cannot be run"):
         pairs.embed(torch.zeros(2, 3, 112, 112))
-
-
-def _onnx_means(path: Path, shape: list[int | None]) -> Path:
-    """A network whose output is the mean of each colour channel."""
-    onnx = pytest.importorskip("onnx")
-    helper, number = onnx.helper, onnx.TensorProto.FLOAT
-    nodes = [
-        helper.make_node("GlobalAveragePool", ["picture"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["features"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "means",
-        [helper.make_tensor_value_info("picture", number, shape)],
-        [helper.make_tensor_value_info("features", number, None)],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    onnx.save(model, path)
-    return path

@@ -1,0 +1,347 @@
+"""Restored pictures measured against the truth and against photos of the person."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import metrics
+from .degradation import resize_bicubic
+from .errors import PFStorerError
+from .face_crops import aligned_face
+from .photo_checks import COPY, copy_correlations
+from .similarity import IdentityEmbedding
+
+FacePoints = Callable[
+    [Tensor], list[Tensor]
+]  # photo (3, H, W) to points (5, 2), largest face first
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+LQ, BASE, RESTORED, PERSONALIZED, TRUTH = "LQ", "base", "restored", "personalized", "truth"
+PSNR, SSIM, HAARPSI, LPIPS = "PSNR (dB)", "SSIM", "HaarPSI", "LPIPS"
+SIMILARITY = "identity similarity"
+AMONG_REFERENCES = "references among themselves"
+_MEASURES: dict[str, tuple[Measure, int]] = {  # and the smallest side that each can be taken of, px
+    PSNR: (metrics.psnr, 1),
+    SSIM: (metrics.ssim, 11),
+    HAARPSI: (metrics.haarpsi, 16),
+    LPIPS: (metrics.lpips, 32),
+}
+_DIGITS = {PSNR: 2}  # of the others: 3
+_OTHER_SHAPE = 0.05  # relative difference of proportions from which a picture looks distorted
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared, and what came out.
+
+    Attributes:
+        columns: by kind in the order LQ, base, restored or personalized, truth, those that were
+            given: one picture (3, H, W) in [0, 1] per item, all of an item of one size.
+        main: which kind the restored pictures are: "personalized" beside a base, else "restored".
+        figures: by kind and measure one value per item (B,), NaN where there is none.
+        baseline: mean cosine of the references to each other, NaN of fewer than two.
+        references: the photos of the person (3, h, w).
+        notes: sentences on what was left out, scaled or looks doubtful.
+    """
+
+    columns: dict[str, list[Tensor]]
+    main: str
+    figures: dict[str, dict[str, Tensor]]
+    baseline: float
+    references: list[Tensor]
+    notes: list[str] = field(default_factory=list)
+
+    def mean(self, measure: str, kind: str | None = None) -> float:
+        """Returns a measure's mean over the items that have it, NaN where none has.
+
+        Args:
+            measure: its name, for example `PSNR`.
+            kind: of the pictures; by default the restored ones.
+        """
+        values = self.figures[kind or self.main].get(measure)
+        return math.nan if values is None else float(values.double().nanmean())
+
+    def measures(self) -> list[str]:
+        """Returns the measures that at least one picture has."""
+        return [
+            measure
+            for measure in (*_MEASURES, SIMILARITY)
+            if any(not math.isnan(self.mean(measure, kind)) for kind in self.columns)
+        ]
+
+    def lines(self) -> list[str]:
+        """Returns the means in one line per kind of picture, then the notes."""
+        lines = [
+            f"{kind}: " + ", ".join(part for part in parts if part)
+            for kind in self.columns
+            if any(parts := [self._words(measure, kind) for measure in self.measures()])
+        ]
+        if not math.isnan(self.baseline):
+            lines.append(f"{AMONG_REFERENCES}: {SIMILARITY} {self.baseline:.3f}")
+        return [*lines, *self.notes]
+
+    def report(self) -> str:
+        """Returns Markdown: a table of means, one of each restored picture, and the notes."""
+        measures = self.measures()
+        count = len(self.columns[self.main])
+        rows = {kind: [self.mean(m, kind) for m in measures] for kind in self.columns}
+        if not math.isnan(self.baseline):
+            rows[AMONG_REFERENCES] = [
+                self.baseline if m == SIMILARITY else math.nan for m in measures
+            ]
+        rows = {kind: values for kind, values in rows.items() if not all(map(math.isnan, values))}
+        parts = []
+        if rows:
+            parts.append(_table("mean" if count > 1 else "", measures, rows))
+            if count > 1:
+                each = {
+                    str(k + 1): [float(self.figures[self.main][m][k]) for m in measures]
+                    for k in range(count)
+                }
+                parts.append(_table(f"{self.main}, picture", measures, each))
+        if self.notes:
+            parts.append("\n".join(f"- {note}" for note in self.notes))
+        return "\n\n".join(parts)
+
+    def _words(self, measure: str, kind: str) -> str:
+        value = self.mean(measure, kind)
+        if math.isnan(value):
+            return ""
+        name, *unit = measure.replace(")", "").split(" (")
+        return " ".join([name, number(measure, value), *unit])
+
+
+def number(measure: str, value: float) -> str:
+    """Returns a value with the digits that a measure is worth, "-" for NaN."""
+    return "-" if math.isnan(value) else f"{value:.{_DIGITS.get(measure, 3)}f}"
+
+
+def compare(
+    restored: Sequence[Tensor],
+    truth: Sequence[Tensor] = (),
+    references: Sequence[Tensor] = (),
+    lq: Sequence[Tensor] = (),
+    base: Sequence[Tensor] = (),
+    embedding: IdentityEmbedding | None = None,
+    find_faces: FacePoints | None = None,
+) -> Comparison:
+    """Measures restored pictures, and beside them those that they were or might have been.
+
+    The truth decides the size, without it the restored picture; the others are scaled to it.
+    Similarity is the mean cosine to the references (`similarity.identity_similarity`).
+
+    Args:
+        restored: B pictures (3, H, W) in [0, 1], of any sizes; values a little outside are clamped.
+        truth, lq, base: B pictures each, one for all of them, or none.
+        references: photos of the person, of any sizes.
+        embedding: what identities are compared with; None leaves the similarity out.
+        find_faces: for an embedding that wants aligned face crops. The face is looked for in the
+            truth, else in the restored picture, the base's and the LQ picture, and cut out at one
+            place in all pictures of an item. None embeds whole pictures.
+
+    Raises:
+        PFStorerError: there is nothing to compare with, counts that do not fit, or a picture with
+            values that are no picture's.
+    """
+    if not truth and not references:
+        raise PFStorerError(
+            "Neither truth nor references are connected, so there is nothing to compare with; "
+            "connect the original picture, or photos of the person."
+        )
+    main = PERSONALIZED if base else RESTORED
+    given = {LQ: lq, BASE: base, main: restored, TRUTH: truth}
+    notes: list[str] = []
+    columns = _columns(given, main, notes)
+    photos = [_picture("references", k, photo) for k, photo in enumerate(references)]
+    figures: dict[str, dict[str, Tensor]] = {kind: {} for kind in columns}
+    if truth:
+        _measure_quality(columns, figures, notes)
+    baseline = math.nan
+    if photos and embedding is not None:
+        baseline = _measure_identity(columns, main, photos, embedding, find_faces, figures, notes)
+        if truth:
+            notes += _copy_notes(columns[TRUTH], photos)
+    elif embedding is not None:
+        notes.append("There are no references, so the identity similarity is left out.")
+    return Comparison(columns, main, figures, baseline, photos, notes)
+
+
+def _columns(
+    given: dict[str, Sequence[Tensor]], main: str, notes: list[str]
+) -> dict[str, list[Tensor]]:
+    """Returns one picture per item of each kind that is given, each item's of one size."""
+    count = len(given[main])
+    if count == 0:
+        raise PFStorerError("No restored picture is connected; connect the output to be measured.")
+    columns = {}
+    for kind, pictures in given.items():
+        if not pictures:
+            continue
+        if len(pictures) not in (1, count):
+            wanted = "1" if count == 1 else f"1 or {count}"
+            raise PFStorerError(
+                f"There are {len(pictures)} pictures of '{kind}' but {count} restored; give "
+                f"{wanted}, in the same order."
+            )
+        checked = [_picture(kind, k, picture) for k, picture in enumerate(pictures)]
+        columns[kind] = checked if len(checked) == count else checked * count
+    sizes = [picture.shape[-2:] for picture in columns[TRUTH if TRUTH in columns else main]]
+    for kind, pictures in columns.items():
+        notes += _size_notes(kind, pictures, sizes)
+        columns[kind] = [
+            resize_bicubic(picture[None], (size[0], size[1]))[0]
+            for picture, size in zip(pictures, sizes, strict=True)
+        ]
+    return columns
+
+
+def _picture(kind: str, k: int, picture: Tensor) -> Tensor:
+    if picture.ndim != 3 or picture.shape[0] != 3 or 0 in picture.shape:
+        raise PFStorerError(
+            f"Picture {k + 1} of '{kind}' has the shape {tuple(picture.shape)}; give (3, H, W)."
+        )
+    picture = picture.detach().to("cpu", torch.float32)
+    low, high = (float(value) for value in picture.aminmax())
+    # Scaling with an overshooting filter leaves [0, 1] by a little; NaN fails this too.
+    if not (low >= -1.0 and high <= 2.0):
+        raise PFStorerError(
+            f"Picture {k + 1} of '{kind}' has values from {low:.3g} to {high:.3g}, expected 0 to "
+            "1; check the node that made it."
+        )
+    return picture.clamp(0.0, 1.0)
+
+
+def _size_notes(kind: str, pictures: Sequence[Tensor], sizes: Sequence[torch.Size]) -> list[str]:
+    scaled = [
+        (picture.shape[-2:], size)
+        for picture, size in zip(pictures, sizes, strict=True)
+        if picture.shape[-2:] != size
+    ]
+    if not scaled:
+        return []
+    (height, width), (to_height, to_width) = scaled[0]
+    notes = [
+        f"{kind}: scaled from {width} x {height} to {to_width} x {to_height} px"
+        + (f", and {len(scaled) - 1} more." if len(scaled) > 1 else ".")
+    ]
+    if any(
+        # sides of a few pixels are rounded
+        abs(math.log(h * w2 / (w * h2))) > _OTHER_SHAPE + 1 / min(h, w, h2, w2)
+        for (h, w), (h2, w2) in scaled
+    ):
+        notes.append(
+            f"{kind}: its proportions are not those of the picture that it is compared with, so "
+            "its figures mean little; crop both alike."
+        )
+    return notes
+
+
+def _measure_quality(
+    columns: dict[str, list[Tensor]], figures: dict[str, dict[str, Tensor]], notes: list[str]
+) -> None:
+    measures = dict(_MEASURES)
+    if not metrics.lpips_available():
+        del measures[LPIPS]
+        notes.append(
+            f"LPIPS is left out: {metrics.LPIPS_WEIGHTS} does not lie in torch hub's folder of "
+            "checkpoints."
+        )
+    small = min(min(picture.shape[-2:]) for picture in columns[TRUTH])
+    for name, (_, smallest) in measures.items():
+        if small < smallest:
+            notes.append(f"{name} needs pictures of at least {smallest} px a side.")
+    for kind, pictures in columns.items():
+        if kind == TRUTH:
+            continue
+        for name, (measure, smallest) in measures.items():
+            values = [
+                float(measure(picture[None], clean[None]))
+                if min(clean.shape[-2:]) >= smallest
+                else math.nan
+                for picture, clean in zip(pictures, columns[TRUTH], strict=True)
+            ]
+            figures[kind][name] = torch.tensor(values)  # (B,)
+
+
+def _copy_notes(truth: list[Tensor], references: list[Tensor]) -> list[str]:
+    found = copy_correlations([*truth, *references])[len(truth) :, : len(truth)].amax(1)
+    return [
+        f"Reference {k} is nearly the same picture as the truth, which makes the similarity look "
+        "higher; leave it out."
+        for k, value in enumerate(found.tolist(), 1)
+        if value >= COPY
+    ]
+
+
+def _measure_identity(
+    columns: dict[str, list[Tensor]],
+    main: str,
+    references: list[Tensor],
+    embedding: IdentityEmbedding,
+    find_faces: FacePoints | None,
+    figures: dict[str, dict[str, Tensor]],
+    notes: list[str],
+) -> float:
+    """Adds the similarity to the figures and returns the baseline."""
+    places: list[Tensor | None] = [None] * len(columns[main])
+    items = list(range(len(places)))
+    if find_faces is not None:
+        photos = []
+        for k, photo in enumerate(references):
+            points = _face(find_faces, [photo], f"Reference {k + 1}", notes)
+            if points is not None:
+                photos.append(aligned_face(photo, points))
+        if not photos:
+            notes.append("No reference shows a face, so the identity similarity is left out.")
+            return math.nan
+        looked_for = [kind for kind in (TRUTH, main, BASE, LQ) if kind in columns]
+        for k in items:
+            pictures = [columns[kind][k] for kind in looked_for]
+            places[k] = _face(find_faces, pictures, f"Picture {k + 1}", notes)
+        items = [k for k in items if places[k] is not None]
+    else:
+        photos = references
+    known = torch.cat([embedding.embed(photo[None]) for photo in photos])  # (R, D)
+    for kind, pictures in columns.items():
+        values = torch.full((len(pictures),), math.nan)
+        for k in items:
+            points = places[k]
+            picture = pictures[k] if points is None else aligned_face(pictures[k], points)
+            values[k] = (embedding.embed(picture[None]) @ known.T).mean()
+        figures[kind][SIMILARITY] = values  # (B,)
+    if len(known) < 2:
+        notes.append("One reference has no baseline; give two or more, to know what is high.")
+        return math.nan
+    alike = known @ known.T  # (R, R)
+    others = ~torch.eye(len(known), dtype=torch.bool)
+    return float(alike[others].mean())
+
+
+def _face(
+    find_faces: FacePoints, pictures: Sequence[Tensor], name: str, notes: list[str]
+) -> Tensor | None:
+    """Returns the points of the largest face of the first picture that shows one."""
+    for picture in pictures:
+        faces = find_faces(picture)
+        if len(faces) > 1:
+            notes.append(f"{name}: there are {len(faces)} faces; the largest is compared.")
+        if faces:
+            return faces[0]
+    notes.append(f"{name}: no face was found; it is left out of the identity similarity.")
+    return None
+
+
+def _table(title: str, measures: Sequence[str], rows: dict[str, list[float]]) -> str:
+    lines = [
+        "| " + " | ".join([title, *measures]) + " |",
+        "|---|" + "---:|" * len(measures),
+    ]
+    for label, values in rows.items():
+        cells = [number(m, value) for m, value in zip(measures, values, strict=True)]
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+    return "\n".join(lines)
