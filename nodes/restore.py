@@ -244,6 +244,16 @@ class TiledRestore(io.ComfyNode):
                         "little faster; 1 is exact."
                     ),
                 ),
+                io.Boolean.Input(
+                    "check_person",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Say in the report when the photo probably shows somebody else than the "
+                        "adapter's person. Blocks nothing."
+                    ),
+                ),
                 io.Conditioning.Input(
                     "positive", optional=True, tooltip="Prompt; without it, the empty prompt."
                 ),

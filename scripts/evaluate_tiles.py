@@ -34,6 +34,7 @@ from evaluation.adapters import VARIANTS
 from evaluation.people import Person, derive_seed
 from evaluation.tables import LEVELS, SIMILARITY, contact_sheet, interval_text, markdown_table
 
+from pfstorer_core.adapter import IdentityAdapter
 from pfstorer_core.degradation import PRESETS, degrade, resize_bicubic
 from pfstorer_core.groups import degrade_people, group_photo
 from pfstorer_core.metrics import clustered_interval, haarpsi, psnr
@@ -95,11 +96,15 @@ class Trial:
         self.people = gather_people(given, {FULL: VARIANTS[FULL]})
         self.embedding: IdentityEmbedding = load_embedding()
 
+    def adapter(self, person: Person) -> IdentityAdapter:
+        """Returns a person's adapter, trained now if it is not there."""
+        return self.bench.adapter(person, VARIANTS[FULL])
+
     def personalized(self, model: Any, person: Person, mask: Tensor | None = None) -> Any:
         """Returns a MODEL that restores a person as well."""
         from pfstorer_core.host import apply_identity
 
-        return apply_identity(model, self.bench.adapter(person, VARIANTS[FULL]), mask=mask)
+        return apply_identity(model, self.adapter(person), mask=mask)
 
     def restore(self, model: Any, lq: Tensor, **settings: Any) -> Tensor:
         """Restores pictures (B, 3, H, W) in [0, 1]."""

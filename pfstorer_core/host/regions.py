@@ -16,7 +16,7 @@ from .tiles import TileLayout
 Shape = tuple[int, int, int, int]
 _HEAD_FORM = 1.26  # height of an ellipse that is 0.8 times as wide, over the root of its area
 _SHARP_RADIUS = 32  # pixels; wider blurs are made at a smaller size
-_HEAD = 0.75  # of the side of a training picture: the height of a head and its hair
+HEAD = 0.75  # of the side of a training picture: the height of a head and its hair
 
 
 def region_of(identities: Sequence[AppliedIdentity], shape: Shape) -> Tensor:
@@ -56,7 +56,7 @@ def known_factor(
             if share:  # from the area, on which specks and ragged edges have little influence
                 heads.append(_HEAD_FORM * math.sqrt(share * size[0] * size[1]))
     if heads:
-        return max(whole, _HEAD * trained / max(heads))
+        return max(whole, HEAD * trained / max(heads))
     return whole if portrait else None
 
 

@@ -22,6 +22,7 @@ from . import patches, vae_tiles
 from .automatic import choose_gammas
 from .loading import restoration, trained_size
 from .padding import pad_conditioning, pad_masks, padded_size, relative_areas
+from .person_check import check_persons
 from .progress import RestoreReport
 from .regions import feathered, known_factor, mask_report, region_of
 from .sampling import VAE_ADVICE, check_finite, split_alpha
@@ -59,6 +60,8 @@ class RestoreSettings:
         masked_only: whether only what lies in identities' masks is restored.
         feather: pixels over which a mask's inner edge fades, with `masked_only`.
         encoder_interval: evaluations of the model that share the encoder's features; 1 is exact.
+        check_person: whether the report tells if a picture probably shows somebody else than the
+            identities; costs four evaluations of a picture of the trained size for each identity.
     """
 
     steps: int = 20
@@ -77,6 +80,7 @@ class RestoreSettings:
     masked_only: bool = False
     feather: int = 16
     encoder_interval: int = 1
+    check_person: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -173,6 +177,10 @@ def restore(
     known = known_factor(identities, given, trained_size(model), bundled)
     sizes = pass_sizes(given, (height, width), chosen.upscaling, known, bundled)
     model = choose_gammas(model, resize_bicubic(rgb, sizes[0]))
+    if chosen.check_person and restoration(model).empty_prompt is not None:
+        report.status("looking whose face it is")
+        for check in check_persons(model, vae, rgb, portraits=known is not None):
+            report.line(str(check))
     plans = [_plan(model, _latent_shape(model, len(rgb), x, cell), cell, chosen) for x in sizes]
     for prompt in prompts:
         check_conditioning(prompt, max(len(plan.layout.tiles) for plan in plans))

@@ -30,7 +30,7 @@ def restore(loaded: Any, pixels: torch.Tensor, **settings: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_of_the_image(loaded, value: float) -> None:
-    pixels = image(64, 64)
+    pixels = image((64, 64))
     pixels[0, 10, 20, 1] = value
     runs: list[Callable[[], Any]] = [
         lambda: restore(loaded, pixels),
@@ -43,7 +43,7 @@ def test_of_the_image(loaded, value: float) -> None:
 
 
 def test_of_a_latent_that_is_given(loaded) -> None:
-    latent = encode_lq(loaded[2], image(64, 64))
+    latent = encode_lq(loaded[2], image((64, 64)))
     latent[0, 0, 0, 0] = float("nan")
     with pytest.raises(PFStorerError, match=r"The LQ latent has values.*--fp32-vae"):
         host.condition_on_lq(loaded[0], latent)
@@ -53,21 +53,21 @@ def test_of_the_encoder(loaded) -> None:
     names = [name for name, _ in loaded[2].first_stage_model.named_parameters()]
     spoil(loaded[2].first_stage_model, next(name for name in names if "encoder" in name))
     with pytest.raises(PFStorerError, match="The LQ latent that the VAE made has values"):
-        restore(loaded, image(64, 64))
+        restore(loaded, image((64, 64)))
 
 
 def test_of_the_decoder(loaded) -> None:
     names = [name for name, _ in loaded[2].first_stage_model.named_parameters()]
     spoil(loaded[2].first_stage_model, next(name for name in names if "decoder" in name))
     with pytest.raises(PFStorerError, match="The picture that the VAE decoded has values"):
-        restore(loaded, image(64, 64))
+        restore(loaded, image((64, 64)))
 
 
 @pytest.mark.parametrize("tile_size", [0, 32])
 def test_of_the_unet_at_its_first_step(loaded, tile_size: int) -> None:
     spoil(loaded[0].model.diffusion_model, "out.2.weight")
     with pytest.raises(PFStorerError, match="The latent after step 1 of 4 has values"):
-        restore(loaded, image(64, 64), tile_size=tile_size)
+        restore(loaded, image((64, 64)), tile_size=tile_size)
 
 
 def test_of_a_step_in_the_middle(loaded) -> None:
@@ -78,4 +78,4 @@ def test_of_a_step_in_the_middle(loaded) -> None:
     model = loaded[0].clone()
     model.set_model_sampler_post_cfg_function(spoil_later)
     with pytest.raises(PFStorerError, match=r"The latent after step [234] of 4 has values"):
-        restore((model, *loaded[1:]), image(64, 64))
+        restore((model, *loaded[1:]), image((64, 64)))
