@@ -189,7 +189,7 @@ def _checked_info(values: dict[str, Any]) -> AdapterInfo:
     config = PersonalizationConfig(**values.pop("config"))
     info = AdapterInfo(**values, config=config)
     sites = info.site_channels
-    texts = (info.name, info.base_name, info.base_fingerprint, info.date)
+    texts = (info.name, info.base_name, info.base_fingerprint, info.date, info.unet_digest)
     numbers = (info.context_dim, info.photos, info.steps, *sites.values())
     if not all(isinstance(x, str) for x in texts):
         raise TypeError("a text is of another type")
@@ -213,7 +213,7 @@ def _check_weights(state: Mapping[str, Any], info: AdapterInfo, name: str) -> No
             fault = "is unknown" if key not in wanted else "is missing"
         elif value.shape != wanted[key].shape:
             fault = f"has the shape {tuple(value.shape)} instead of {tuple(wanted[key].shape)}"
-        elif not value.is_floating_point() or not value.isfinite().all():
+        elif not value.is_floating_point() or not value.float().isfinite().all():
             fault = "is not finite"
         else:
             continue

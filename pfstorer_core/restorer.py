@@ -1,7 +1,6 @@
 """Base restorer: an encoder of the LQ latent, and SFT blocks for the UNet of Stable Diffusion."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from .encoder import EncoderConfig, TimeAwareEncoder
 from .errors import PFStorerError
-from .files import read_weights, write_safetensors
+from .files import fingerprint, read_weights, write_safetensors
 from .layouts import (
     ENCODER_PREFIX,
     bundled_state,
@@ -234,16 +233,6 @@ def save(restorer: BaseRestorer, path: str | os.PathLike[str]) -> None:
     write_safetensors(path, tensors, {METADATA_KEY: json.dumps(header)})
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Returns the SHA-256 (hex) over keys, types, shapes and bytes of weights."""
-    digest = hashlib.sha256()
-    for key in sorted(weights):
-        tensor = weights[key].detach().cpu().contiguous()
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _build(
     sd: Mapping[str, Any],
     metadata: Mapping[str, str] | None,
@@ -272,8 +261,11 @@ def _build(
                 context_dim=infer_context_dim(tensors),
             )
         shapes = {site: infer_sft(block) for site, block in blocks.items()}
+        if info.encoder.num_res_blocks * len(info.encoder.channel_mult) > len(given):
+            raise ValueError("its description has more blocks than the file has weights")
         expected = BaseRestorer(info, shapes, device="meta").weights()
-    except ValueError as error:
+    # RuntimeError: PyTorch refuses sizes beyond any memory.
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise PFStorerError(
             f"{subject} has weights of shapes that make no restorer ({str(error).rstrip('.')}); "
             "choose a restorer of the StableSR family."
@@ -317,6 +309,8 @@ def _parse_info(metadata: Mapping[str, str], subject: str) -> RestorerInfo | Non
         if version == FORMAT_VERSION:
             if not isinstance(header["bundled"], dict | None):
                 raise TypeError("bundled is neither an object nor null")
+            if type(header.get("context_dim")) not in (int, type(None)):
+                raise TypeError("context_dim is neither a whole number nor null")
             return RestorerInfo(
                 name=str(header["name"]),
                 prediction_type=header["prediction_type"],
@@ -325,7 +319,7 @@ def _parse_info(metadata: Mapping[str, str], subject: str) -> RestorerInfo | Non
                 bundled=header["bundled"],
                 context_dim=header.get("context_dim"),
             )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise PFStorerError(
             f"{subject} has a damaged description in its metadata ({str(error).rstrip('.')}); "
             "download or save it again."

@@ -197,7 +197,7 @@ def _read_config(name: str, text: str) -> EmbeddingConfig:
     try:
         described: dict[str, Any] = json.loads(text)
         version, sizes = described["format_version"], described["network"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PFStorerError(
             f"The description in '{name}' is damaged ({_first_line(error)}); get the file again."
         ) from error
@@ -206,7 +206,10 @@ def _read_config(name: str, text: str) -> EmbeddingConfig:
             f"'{name}' has format version {version}, this plugin reads {FORMAT_VERSION}; update "
             "the plugin."
         )
-    return EmbeddingConfig.from_dict(sizes)
+    try:
+        return EmbeddingConfig.from_dict(sizes)
+    except PFStorerError as error:
+        raise PFStorerError(f"'{name}' describes no network: {error}") from error
 
 
 def _prepared(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,6 +1,8 @@
 """Small diffusion models that restorer files bring along, as ComfyUI's MODEL, CLIP and VAE."""
 
+import math
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from comfy.latent_formats import LatentFormat
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
-from comfy.model_base import BaseModel, ModelType
+from comfy.model_base import BaseModel, ModelType, model_sampling
 from comfy.supported_models_base import BASE, ClipTarget
 from torch import Tensor, nn
 
@@ -24,6 +26,8 @@ from ..restorer import BaseRestorer
 UNET_PREFIX = "model.diffusion_model."
 AUTOENCODER_PREFIX = "first_stage_model."
 PROMPT_KEY = "cond_stage_model.prompt"
+_LARGEST = 2**16  # of all numbers in a description, which may come from anywhere
+_MOST_TIMESTEPS = 10_000
 _LAYERS_HELD = 16  # layers of an autoencoder whose values are in memory at once, at most
 
 
@@ -96,14 +100,18 @@ def from_restorer(
             "choose the Stable Diffusion checkpoint that it was trained on."
         )
     try:
+        _check_description(bundled, state)
         config = BundledConfig(bundled, restorer.info.prediction_type)
-        model = _build_model(_part(state, UNET_PREFIX), config, path, disable_dynamic)
-        vae = BundledVAE(_part(state, AUTOENCODER_PREFIX), bundled, path)
-    except (KeyError, TypeError) as error:
+        if not model_sampling(config, config.model_type({})).sigmas.isfinite().all():
+            raise ValueError("a noise schedule that is not finite")
+    # A description can be wrong in any way; the host answers each with an error of its own.
+    except Exception as error:
         raise PFStorerError(
-            f"Restorer '{path.name}' describes its bundled model wrongly ({error}); "
+            f"Restorer '{path.name}' describes its bundled model wrongly ({error!r}); "
             "get the file again."
         ) from error
+    model = _build_model(_part(state, UNET_PREFIX), config, path, disable_dynamic)
+    vae = BundledVAE(_part(state, AUTOENCODER_PREFIX), bundled, path)
     clip = _build_clip(state, path)
     model.cached_patcher_init = (_reload_model, (path,))
     clip.patcher.cached_patcher_init = (_reload_clip, (path,))
@@ -247,6 +255,63 @@ class BundledVAE(comfy.sd.VAE):
             self.first_stage_model, load_device=self.device, offload_device=mm.vae_offload_device()
         )
         self.size = mm.module_size(self.first_stage_model)
+
+
+def _check_description(bundled: dict[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Refuses a description that does not fit the weights, before any memory is taken for it.
+
+    Raises:
+        Exception: of any kind, with a text that says what is wrong.
+    """
+    unet, latent, schedule = bundled["unet"], bundled["latent"], bundled["schedule"]
+    autoencoder = AutoencoderConfig(**bundled["autoencoder"])
+    if not all(math.isfinite(x) and abs(x) <= _LARGEST for x in _numbers_in(bundled)):
+        raise ValueError("a number that no model has")
+    layers = [autoencoder.encoder_depth, autoencoder.decoder_depth]
+    for name in ("num_res_blocks", *(key for key in unet if key.startswith("transformer_depth"))):
+        levels = unet[name] if isinstance(unet[name], list) else [unet[name]]
+        layers += [count for count in levels if count is not None]
+    if sum(layers) * len(unet["channel_mult"]) > len(state):
+        raise ValueError("more layers than there are weights")
+    width = state[PROMPT_KEY].shape[-1]
+    for found, expected in (
+        (latent["channels"], autoencoder.latent_channels),
+        (latent["downscale"], autoencoder.patch),
+        (unet["in_channels"], autoencoder.latent_channels),
+        (unet["out_channels"], autoencoder.latent_channels),
+        (unet["context_dim"], width),
+    ):
+        if type(found) is not int or found != expected:
+            raise ValueError(f"{found} where {expected} is needed")
+    colours = torch.tensor([*latent["rgb_factors"], latent["rgb_bias"]])
+    if colours.shape != (latent["channels"] + 1, 3):
+        raise ValueError("colours of another number of channels")
+    if not latent["scale_factor"] > 0 or not 1 <= schedule["timesteps"] <= _MOST_TIMESTEPS:
+        raise ValueError("a latent's scale or a number of timesteps that no model has")
+    if unet["image_size"] < 1:
+        raise ValueError("an image size below 1")
+    modules = {
+        UNET_PREFIX: UNetModel(
+            **unet, dtype=torch.float32, device=torch.device("meta"), operations=_TorchLayers
+        ),
+        AUTOENCODER_PREFIX: PatchAutoencoder(autoencoder, device="meta"),
+    }
+    for prefix, module in modules.items():
+        shapes = {prefix + key: value.shape for key, value in module.state_dict().items()}
+        for key, shape in shapes.items():
+            if key in state and state[key].shape != shape:
+                raise ValueError(f"{key} is {tuple(state[key].shape)} instead of {tuple(shape)}")
+
+
+def _numbers_in(value: Any) -> Iterator[int | float]:
+    """Yields all numbers of a description."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from _numbers_in(inner)
+    elif isinstance(value, (int, float)):
+        yield value
 
 
 def _build_model(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import PFStorerError
 from ..files import read_weights
 from ..fusion import FusionBlock, FusionSizes, fusion_sizes
+from ..layouts import check_numbers
 
 _FUSION_KEY = re.compile(r"decoder\.fusion_layer_(\d+)\.")
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
@@ -45,6 +46,7 @@ def load_cfw(path: str | os.PathLike[str]) -> FusionVAE:
         for key, value in entries.items()
         if str(key).startswith(_PARTS) and isinstance(value, Tensor)
     }
+    check_numbers(f"'{path.name}'", weights)
     vae = FusionVAE(weights, path.name)
     vae.patcher.cached_patcher_init = (_reload_patcher, (path,))
     return vae
@@ -233,7 +235,7 @@ def _check_layout(
         with torch.device("meta"):
             model = AutoencoderKL(**params)
             _add_fusion(model, sizes)
-    except (KeyError, IndexError, ArithmeticError, ValueError) as error:
+    except (KeyError, IndexError, ArithmeticError, ValueError, RuntimeError) as error:
         raise PFStorerError(
             f"'{name}' has tensors that make up no CFW autoencoder ({error}); get the file again."
         ) from error

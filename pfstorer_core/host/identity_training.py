@@ -23,6 +23,7 @@ from ..adapter import AdapterInfo, IdentityAdapter
 from ..degradation import PRESETS as DEGRADATIONS
 from ..degradation import degrade
 from ..errors import PFStorerError
+from ..files import check_writable
 from ..personalization import PersonalizationConfig
 from ..photo_checks import check_photos
 from ..restorer import BaseRestorer
@@ -41,6 +42,7 @@ from ..views import random_view
 from .base_training import prediction_type, scaled_encoder
 from .faces import face_finder
 from .loading import restoration, trained_size
+from .memory import is_out_of_memory, lack_of_memory_told
 from .network import PersonalizedNetwork, trainable_unet
 from .patches import restorer_wrapper
 from .sites import find_identity_sites, size_step, unet_digest
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STATE_VERSION = 1  # of unfinished runs; another cannot be gone on with
+COMPLETE = "complete"  # an empty file in the folder of a run that has come to its end
+STATE_SIZE = 32  # bytes per weight: float32 weights, averages, two moments; and the state before
 PREVIEW_STEPS = 10
 PREVIEW_DEGRADATION = "extreme"
 
@@ -114,7 +118,8 @@ def train_identity(
         photos: IMAGE batches (B, H, W, 3 or 4) in [0, 1], of any sizes; 3 to 10 photos are best.
         config: settings.
         name: what to call the person.
-        folder: keeps the states of unfinished runs; None keeps none.
+        folder: keeps the states of unfinished runs, and of the last complete one until another
+            begins; None keeps none.
         unfinished: where an interrupted run leaves its adapter as far as it came, a .safetensors
             file; six digits of the run are added to its name, and it is removed once the run is
             complete.
@@ -125,12 +130,18 @@ def train_identity(
         The adapter with averaged weights, in float32 on the CPU.
 
     Raises:
-        PFStorerError: photos that cannot be trained on, a MODEL without restorer, or what `fit`
-            raises.
+        PFStorerError: photos that cannot be trained on, a MODEL without restorer, a folder that
+            cannot be written, too little memory, or what `fit` raises.
 
     Source: PFStorer (arXiv 2403.08436), section 3.
     """
     report = on_progress or (lambda progress: None)
+
+    def warn(sentence: str) -> None:
+        logger.warning("%s", sentence)
+        if on_warning is not None:
+            on_warning(sentence)
+
     base = restoration(model)
     if base.empty_prompt is None:
         raise PFStorerError(
@@ -141,6 +152,7 @@ def train_identity(
     device = model.load_device
     precision = _precision(config.mixed_precision, device)
     blocks, loop = config.blocks(), config.loop(precision)
+    _check_folders(folder, unfinished, warn)
     # Tensors of inference mode, under which ComfyUI runs its nodes, cannot take part in training.
     with torch.inference_mode(False), torch.enable_grad():
         pictures = _pictures(photos)
@@ -148,45 +160,70 @@ def train_identity(
         if model.patches:
             warnings.append("The MODEL carries a LoRA, which the training leaves out.")
         for warning in warnings:
-            logger.warning(warning)
-            if on_warning is not None:
-                on_warning(warning)
+            warn(warning)
         encode = scaled_encoder(model, vae)
-        pool = build_photo_pool(
-            pictures,
-            size,
-            encode,
-            config,
-            on_batch=lambda done, total: report(TrainingProgress("views", done, total)),
-        )
+        with lack_of_memory_told(
+            f"while views of the photos are encoded at {size} px; lower size, or start ComfyUI "
+            "with --cpu-vae."
+        ):
+            pool = build_photo_pool(
+                pictures,
+                size,
+                encode,
+                config,
+                on_batch=lambda done, total: report(TrainingProgress("views", done, total)),
+            )
         schedule = noise_schedule(kind)
-        sheet = _preview(model, vae, encode, pictures[0], size, schedule, config.seed)
-        network = _network(model, base, config, blocks, name, len(pictures), device, precision)
-        losses = LossHistory()
-        key = _run_key(network, pictures, config)
+        sheet = _preview(model, vae, encode, pictures[0], size, schedule, config.seed, warn)
+        less = "lower batch or size, with which it begins anew"
+        if not config.checkpointing:
+            less = f"switch checkpointing on, with which it goes on where it stopped, or {less}"
+        with lack_of_memory_told(
+            f"in the training with batch {config.batch} at {size} px; {less}."
+        ):
+            network = _network(model, base, config, blocks, name, len(pictures), device, precision)
+            losses = LossHistory()
+            key = _run_key(network, pictures, config)
+            if unfinished is not None:
+                unfinished = unfinished.with_stem(f"{unfinished.stem}-{key[:6]}")
+            with _run_folder(folder, key) as run:
+                weights = sum(p.numel() for p in network.adapter.parameters())
+                check_writable(run, STATE_SIZE * weights)
+                steps = _StepReports(report, losses, config.steps)
+                try:
+                    fit(
+                        network,
+                        identity_objective(pool, schedule, config),
+                        loop,
+                        run,
+                        sample=steps.sampler(sheet),
+                        on_step=steps,
+                        kept={"losses": losses},
+                        device=device,
+                        log_to_files=False,
+                        on_warning=on_warning,
+                    )
+                except BaseException:
+                    if unfinished is not None and losses.values:
+                        _keep_unfinished(_finished(network.adapter, len(losses.values)), unfinished)
+                    raise
         if unfinished is not None:
-            unfinished = unfinished.with_stem(f"{unfinished.stem}-{key[:6]}")
-        with _run_folder(folder, key) as run:
-            steps = _StepReports(report, losses, config.steps)
-            try:
-                fit(
-                    network,
-                    identity_objective(pool, schedule, config),
-                    loop,
-                    run,
-                    sample=steps.sampler(sheet),
-                    on_step=steps,
-                    kept={"losses": losses},
-                    device=device,
-                    log_to_files=False,
-                )
-            except BaseException:
-                if unfinished is not None and losses.values:
-                    _keep_unfinished(_finished(network.adapter, len(losses.values)), unfinished)
-                raise
-        if unfinished is not None:
-            unfinished.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder that has become read-only
+                unfinished.unlink()
         return _finished(network.adapter, config.steps)
+
+
+def _check_folders(
+    folder: Path | None, unfinished: Path | None, warn: Callable[[str], None]
+) -> None:
+    """Finds out whether states and adapters can be written, before hours are spent."""
+    if folder is not None:
+        check_writable(folder)
+    if unfinished is not None:
+        try:
+            check_writable(next(place for place in unfinished.parents if place.exists()))
+        except PFStorerError as error:  # the adapter may be wanted for this workflow alone
+            warn(f"{error} Else the adapter cannot be saved.")
 
 
 def _pictures(photos: Sequence[Tensor]) -> list[Tensor]:
@@ -316,21 +353,34 @@ def _preview(
     size: int,
     schedule: DDPMScheduler,
     seed: int,
+    warn: Callable[[str], None],
 ) -> Sampler:
-    """Restores one degraded view of a photo: (3, 3, size, size) pictures of LQ, now and clean."""
+    """Restores one degraded view of a photo: (3, 3, size, size) pictures of LQ, now and clean.
+
+    Where memory runs out, the picture of now is grey: a training is worth more than its previews.
+    """
     generator = torch.Generator().manual_seed(seed)
     views = dataclasses.replace(VIEWS, window=(1.0, 1.0), rotation=0.0)
     clean = random_view(photo, size, views, generator)[None]  # (1, 3, size, size)
     lq = degrade(clean, DEGRADATIONS[PREVIEW_DEGRADATION], generator)
     lq_latent = encode(lq)
 
-    def draw(network: nn.Module) -> Tensor:
+    def restored_view(network: nn.Module) -> Tensor:
         device = next(network.parameters()).device
         restored = restore_latents(
             network, schedule, lq_latent.to(device), steps=PREVIEW_STEPS, seed=seed
         )
         picture = vae.decode(model.model.process_latent_out(restored.cpu())).movedim(-1, 1)
-        now = picture[:, :, :size, :size].cpu().float()
+        return picture[:, :, :size, :size].cpu().float()
+
+    def draw(network: nn.Module) -> Tensor:
+        now = torch.full_like(clean, 0.5)
+        try:
+            now = restored_view(network)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            warn("Out of memory in the preview, which is left out; the training goes on.")
         return torch.cat([lq, now, clean]).clamp(0, 1)
 
     return draw
@@ -342,6 +392,7 @@ def _run_key(
     """Digits (hex) that tell this run apart from those on other bases, photos or settings."""
     info = network.adapter.info
     settings = {k: v for k, v in config.to_dict().items() if k != "preview_every"}
+    settings["checkpointing"] = False  # it changes no result, so a run may go on with it
     facts = [STATE_VERSION, info.base_fingerprint, info.unet_digest, settings]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for picture in pictures:
@@ -352,13 +403,22 @@ def _run_key(
 
 @contextlib.contextmanager
 def _run_folder(folder: Path | None, key: str) -> Iterator[Path]:
-    """The folder of this very run, removed once it is complete."""
+    """The folder of this very run.
+
+    A complete run is kept until another one begins: where ComfyUI ends before the adapter is saved,
+    the same workflow gives it again at once.
+    """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="pfstorer-") as temporary:
             yield Path(temporary)
         return
     run = folder / key
+    for marker in folder.glob(f"*/{COMPLETE}"):
+        if marker.parent != run:
+            shutil.rmtree(marker.parent, ignore_errors=True)
     if (run / "state").exists():
-        logger.info("Going on with the unfinished training in %s", run)
+        kind = "complete" if (run / COMPLETE).exists() else "unfinished"
+        logger.info("Going on with the %s training in %s", kind, run)
     yield run
-    shutil.rmtree(run, ignore_errors=True)
+    with contextlib.suppress(OSError):  # on a full disk the run stays, which harms nothing
+        (run / COMPLETE).touch()

@@ -1,11 +1,14 @@
 """Memory of a device: what a model can have, and how running out of it shows."""
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import comfy.model_management as mm
 import torch
+
+from ..errors import PFStorerError
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     told = any(t in text for t in ("out of memory", "not enough memory", "can't allocate memory"))
     return isinstance(error, RuntimeError) and told
+
+
+@contextlib.contextmanager
+def lack_of_memory_told(text: str) -> Iterator[None]:
+    """Turns a lack of memory within it into a sentence.
+
+    Args:
+        text: where it is met and what to do.
+
+    Raises:
+        PFStorerError: memory ran out.
+    """
+    try:
+        yield
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # After the handler, because the error holds on to the tensors of what was tried.
+    mm.soft_empty_cache()
+    raise PFStorerError(f"Out of memory {text}")
 
 
 def retry_smaller(

@@ -1,5 +1,6 @@
 """Images on their way into a restorer's MODEL: as LQ latents and as references."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from ..degradation import resize_bicubic
 from ..errors import PFStorerError
 from . import automatic, patches
 from .loading import restoration, trained_size
+from .memory import lack_of_memory_told
 from .sites import size_step
 
 VAE_ADVICE = "let the VAE compute in float32 (start ComfyUI with --fp32-vae)"
@@ -49,10 +51,14 @@ def encode_lq(vae: Any, image: Tensor) -> Tensor:
     """Returns the LQ latent (B, C, h, w) of an IMAGE (B, H, W, 1 | 3 | 4), alpha left out.
 
     Raises:
-        PFStorerError: another shape, or values that are not finite.
+        PFStorerError: another shape, values that are not finite, or too little memory.
     """
     rgb, _ = split_alpha(image)
-    return vae.encode(rgb.movedim(1, -1))
+    with lack_of_memory_told(
+        "while the VAE encodes the LQ image; use Tiled Restore, which works by tiles, or start "
+        "ComfyUI with --cpu-vae."
+    ):
+        return vae.encode(rgb.movedim(1, -1))
 
 
 def encode_references(model: Any, vae: Any, photos: Sequence[Tensor]) -> list[Tensor]:
@@ -74,7 +80,11 @@ def encode_references(model: Any, vae: Any, photos: Sequence[Tensor]) -> list[Te
         rgb, _ = split_alpha(photo)  # (B, 3, H, W)
         scale = min(1.0, trained_size(model) / min(rgb.shape[2:]))
         height, width = (max(2, round(side * scale / step)) * step for side in rgb.shape[2:])
-        latents.append(vae.encode(resize_bicubic(rgb, (height, width)).movedim(1, -1)))
+        with lack_of_memory_told(
+            "while the VAE encodes references; give fewer or smaller ones, or start ComfyUI with "
+            "--cpu-vae."
+        ):
+            latents.append(vae.encode(resize_bicubic(rgb, (height, width)).movedim(1, -1)))
     return latents
 
 
@@ -92,7 +102,12 @@ def target_size(image: Tensor, scale: float, longest_side: int) -> tuple[int, in
         image: the input.
         scale: used if `longest_side` is 0.
         longest_side: pixels of the output's longer side, or 0.
+
+    Raises:
+        PFStorerError: a scale that is no number above 0.
     """
+    if not (math.isfinite(scale) and scale > 0):
+        raise PFStorerError(f"scale is {scale}; choose a number above 0.")
     height, width = image.shape[1:3]
     if longest_side:
         scale = longest_side / max(height, width)

@@ -175,6 +175,9 @@ def build_photo_pool(
     Returns:
         `views_per_photo` pairs of each photo.
 
+    Raises:
+        PFStorerError: latents that are not finite; the photo is named by its number from 1.
+
     Source: training without alignment, PFStorer (arXiv 2403.08436), section 3.
     """
     generator = torch.Generator().manual_seed(config.seed)
@@ -190,6 +193,13 @@ def build_photo_pool(
         with torch.no_grad():
             clean.append(encode(views).half())
             lq.append(encode(degrade_mixed(views, mixture, generator)).half())
+        good = (clean[-1].isfinite() & lq[-1].isfinite()).flatten(1).all(1)  # (batch,)
+        if not good.all():
+            photo = (start + int(good.logical_not().nonzero()[0])) // config.views_per_photo + 1
+            raise PFStorerError(
+                f"The VAE gives NaN or infinite latents for photo {photo}; start ComfyUI with "
+                "--fp32-vae, or choose another VAE."
+            )
     return LatentPool(torch.cat(clean), torch.cat(lq))
 
 

@@ -87,12 +87,14 @@ def fit(
     kept: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
     log_to_files: bool = True,
+    on_warning: Callable[[str], None] | None = None,
 ) -> bool:
     """Trains what requires gradients in `model` and leaves it with the averaged (EMA) weights.
 
     State is kept in `folder/state` and taken up when it is there; the log goes to `folder/log`
-    (TensorBoard), sheets to `folder/samples`. What `on_step` raises, an interruption for instance,
-    ends the run with its state saved and the averaged weights in the model.
+    (TensorBoard), sheets to `folder/samples`. What `objective` or `on_step` raises, an interruption
+    or a lack of memory for instance, ends the run with its state saved and the averaged weights in
+    the model. A state that cannot be saved does not end it.
 
     Args:
         model: called as `objective` does; wrapped by accelerate for several devices.
@@ -106,12 +108,14 @@ def fit(
         kept: further objects with `state_dict` and `load_state_dict` to keep in the state.
         device: where to train; None leaves it to accelerate.
         log_to_files: whether to write log and sheets.
+        on_warning: is told once if the state cannot be saved; the log is each time.
 
     Returns:
         Whether all steps are done.
 
     Raises:
-        PFStorerError: the folder holds a run of another seed, or the loss is not finite.
+        PFStorerError: the folder holds a run of another seed, or the loss or the gradients are not
+            finite; the weights are then those of the step before.
     """
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -128,6 +132,7 @@ def fit(
             dict(kept or {}),
             device,
             log_to_files,
+            on_warning or (lambda sentence: None),
         )
     finally:
         # accelerate keeps its settings per process; a host trains again with others
@@ -148,6 +153,7 @@ def _fit(
     kept: dict[str, Any],
     device: torch.device | None,
     log_to_files: bool,
+    on_warning: Callable[[str], None],
 ) -> bool:
     from accelerate import Accelerator
     from diffusers.optimization import get_scheduler
@@ -184,6 +190,20 @@ def _fit(
         parts["scaler"] = scaler
     for k, (optimizer, schedule) in enumerate(zip(optimizers.all, schedules, strict=True)):
         parts |= {f"optimizer_{k}": optimizer, f"schedule_{k}": schedule}
+    told: set[str] = set()
+
+    def keep() -> None:
+        if not accelerator.is_main_process:
+            return
+        try:
+            save_state(folder / "state", parts, step, {"config": asdict(config)})
+        except PFStorerError as error:  # hours of training are worth more than their state
+            sentence = f"{error} The training goes on, but cannot be taken up after a stop."
+            log.warning("%s", sentence)
+            if sentence not in told:
+                told.add(sentence)
+                on_warning(sentence)
+
     step = load_state(folder / "state", parts, config.seed) if (folder / "state").exists() else 0
     progress = tqdm(
         total=config.steps,
@@ -197,31 +217,38 @@ def _fit(
         # an interruption after the last step left no sheet
         _with_average(ema, parameters, lambda: sample(model))
     while step < config.steps:
-        loss, scalars = objective(
-            wrapped, step_generator(config.seed, step, accelerator.process_index)
-        )
-        accelerator.backward(loss)
-        optimizers.take_gradients()
-        # accelerate's own wrappers would update the scale once per optimizer
-        if scaler is not None:
-            for optimizer in optimizers.all:
-                scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        for optimizer, schedule in zip(optimizers.all, schedules, strict=True):
-            optimizer.step() if scaler is None else scaler.step(optimizer)
-            schedule.step()
-        if scaler is not None:
-            scaler.update()
-        optimizers.drop_gradients(model)
-        ema.step(parameters)
+        touched = False  # whether anything of this step has reached the weights
+        try:
+            loss, scalars = objective(
+                wrapped, step_generator(config.seed, step, accelerator.process_index)
+            )
+            _check_finite("loss", loss, step)
+            accelerator.backward(loss)
+            optimizers.take_gradients()
+            # accelerate's own wrappers would update the scale once per optimizer
+            if scaler is not None:
+                for optimizer in optimizers.all:
+                    scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            if scaler is None:  # which leaves out such steps
+                _check_finite("norm of the gradients", norm, step)
+            touched = True
+            for optimizer, schedule in zip(optimizers.all, schedules, strict=True):
+                optimizer.step() if scaler is None else scaler.step(optimizer)
+                schedule.step()
+            if scaler is not None:
+                scaler.update()
+            optimizers.drop_gradients(model)
+            ema.step(parameters)
+        except BaseException:
+            optimizers.drop_gradients(model)
+            if step and not touched:
+                keep()
+            ema.copy_to(parameters)
+            raise
         step, since = step + 1, since + 1
         found = {**scalars, "loss": loss, "grad_norm": torch.as_tensor(norm)}
         values = {name: float(value.detach()) for name, value in found.items()}
-        if not math.isfinite(values["loss"]):
-            raise PFStorerError(
-                f"The loss was {values['loss']} at step {step}: lower the learning rate or choose "
-                "the precision 'no' (float32)."
-            )
         for name, value in values.items():
             running[name] = running.get(name, 0.0) + value
         progress.update()
@@ -239,19 +266,27 @@ def _fit(
                     (folder / "samples").mkdir(exist_ok=True)
                     save_image(sheet, folder / "samples" / f"{step:06d}.png")
         except BaseException:
-            if accelerator.is_main_process:
-                save_state(folder / "state", parts, step, {"config": asdict(config)})
+            keep()
             ema.copy_to(parameters)
             raise
         due = _due(config.save_every, step, config)
-        if accelerator.is_main_process and (due or out_of_time or step == config.steps):
-            save_state(folder / "state", parts, step, {"config": asdict(config)})
+        if due or out_of_time or step == config.steps:
+            keep()
         if out_of_time:
             break
     progress.close()
     ema.copy_to(parameters)
     accelerator.end_training()
     return step >= config.steps
+
+
+def _check_finite(name: str, value: Tensor, step: int) -> None:
+    number = float(value.detach())
+    if not math.isfinite(number):
+        raise PFStorerError(
+            f"The {name} was {number} at step {step + 1}: lower the learning rate or choose "
+            "the precision 'no' (float32)."
+        )
 
 
 def _with_average(

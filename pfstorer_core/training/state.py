@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PFStorerError
+from ..files import first_line, write_whole
 
 
 class TrainedWeights:
@@ -44,12 +44,17 @@ def save_state(path: Path, parts: dict[str, Any], step: int, settings: dict[str,
         parts: objects with `state_dict()`, by name.
         step: steps done.
         settings: plain values kept beside them; must hold `config` with the run's `seed`.
+
+    Raises:
+        PFStorerError: the file system refuses; an older state is then unharmed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    state = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({"step": step, "settings": settings, "parts": state}, temporary)
-    os.replace(temporary, path)
+
+    def write(file: BinaryIO) -> None:
+        states = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({"step": step, "settings": settings, "parts": states}, file)
+
+    # always the same name, so that killed writers leave one file at most
+    write_whole(path, path.with_name(path.name + ".part"), write)
 
 
 def load_state(path: Path, parts: dict[str, Any], seed: int) -> int:
@@ -63,7 +68,8 @@ def load_state(path: Path, parts: dict[str, Any], seed: int) -> int:
         kept_seed = state["settings"]["config"]["seed"]
     except Exception as error:  # torch.load raises many types for a damaged file
         raise PFStorerError(
-            f"The training state {path} cannot be read ({error}): delete it to start anew."
+            f"The training state {path} cannot be read ({first_line(error)}): delete it to start "
+            "anew."
         ) from error
     if kept_seed != seed:
         raise PFStorerError(

@@ -92,6 +92,16 @@ def latents(batch: int, height: int, width: int, channels: int = 4) -> Tensor:
     return torch.randn(batch, channels, height, width, generator=generator)
 
 
+def test_weights_that_are_not_finite_are_refused(
+    weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    spoilt = {key: value.clone() for key, value in weights.items()}
+    next(iter(spoilt.values())).view(-1)[0] = float("nan")
+    torch.save({"state_dict": spoilt}, tmp_path / "cfw.ckpt")
+    with pytest.raises(PFStorerError, match=r"'cfw.ckpt' has NaN or infinite values in "):
+        load_cfw(tmp_path / "cfw.ckpt")
+
+
 class TestGoldens:
     @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
     def test_decoded(

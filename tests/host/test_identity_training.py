@@ -207,8 +207,14 @@ def test_law_4_an_interrupted_run_goes_on_to_the_same_end(
     assert steps_of(rest) == list(range(step + 1, 5))
     sheets = [[r.sheet for r in reports if r.sheet is not None] for reports in (rest, whole[1])]
     assert torch.equal(sheets[0][-1], sheets[1][-1]), "the loss curve goes on as well"
-    assert not list(folder.iterdir()), "a complete run leaves nothing"
     assert not kept.exists()
+
+    again: list[TrainingProgress] = []
+    shown = train(loaded, photos, on_progress=again.append, **places)
+    assert steps_of(again) == [] and same(shown, whole[0]), "it is kept until it could be saved"
+    assert torch.equal(again[-1].sheet, whole[1][-1].sheet)
+    train(loaded, photos, config={"seed": 1}, **places)
+    assert len(list(folder.iterdir())) == 1, "another run takes its place"
 
 
 def test_an_interruption_before_the_first_step_leaves_nothing(loaded, photos, tmp_path) -> None:

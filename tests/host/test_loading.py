@@ -147,6 +147,36 @@ class TestBundled:
         with pytest.raises(PFStorerError, match=r"describes its bundled model wrongly.*downscale"):
             host.load_base_restorer(tmp_path / "broken.safetensors")
 
+    @pytest.mark.parametrize(
+        ("part", "key", "value"),
+        [
+            ("unet", "num_res_blocks", 10**9),
+            ("unet", "channel_mult", [1] * 10**5),
+            ("unet", "transformer_depth", [0, 10**9]),
+            ("unet", "model_channels", 2**40),
+            ("unet", "model_channels", 64),
+            ("unet", "context_dim", 64),
+            ("unet", "unknown", 1),
+            ("autoencoder", "decoder_depth", 10**9),
+            ("autoencoder", "encoder_width", 64),
+            ("latent", "scale_factor", float("nan")),
+            ("latent", "downscale", 8),
+            ("latent", "rgb_factors", []),
+            ("schedule", "beta_schedule", "none"),
+            ("schedule", "timesteps", 10**12),
+        ],
+    )
+    def test_an_odd_description_takes_no_memory(
+        self, tmp_path: Path, path: Path, part: str, key: str, value: Any
+    ) -> None:
+        restorer = restorer_files.load(path)
+        description = copy.deepcopy(restorer.info.bundled)
+        description[part][key] = value
+        restorer.info = dataclasses.replace(restorer.info, bundled=description)
+        restorer_files.save(restorer, tmp_path / "odd.safetensors")
+        with pytest.raises(PFStorerError, match=r"'odd.safetensors' describes its bundled .*wrong"):
+            host.load_base_restorer(tmp_path / "odd.safetensors")
+
     def test_a_checkpoint_beside_a_bundled_restorer_is_refused(self, path: Path) -> None:
         with pytest.raises(PFStorerError, match=r"'v1-5.ckpt' was chosen; choose 'bundled in"):
             host.load_base_restorer(path, "v1-5.ckpt")
@@ -156,6 +186,7 @@ def write_like(path: Path, source: Path, tensors: dict[str, torch.Tensor]) -> Pa
     """Writes tensors with the metadata of another file."""
     with safetensors.safe_open(source, "pt") as file:
         metadata = file.metadata()
+    del metadata["pfstorer_sha256"]  # as in the file of another program
     safetensors.torch.save_file(tensors, path, metadata)
     return path
 

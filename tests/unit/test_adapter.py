@@ -86,7 +86,7 @@ def test_other_types_can_be_kept(tmp_path: Path, dtype: torch.dtype | None) -> N
 def test_the_description_is_plain_json_of_known_fields(path: Path) -> None:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    assert set(metadata) == {METADATA_KEY}
+    assert set(metadata) == {METADATA_KEY, "pfstorer_sha256"}
     values = json.loads(metadata[METADATA_KEY])
     assert values.pop("format_version") == FORMAT_VERSION == 1
     assert set(values) == {

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.files import read_weights, write_safetensors
+from pfstorer_core.files import check_writable, read_weights, write_safetensors
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.ones(4, dtype=torch.float16)}
 
@@ -193,6 +193,18 @@ def test_disk_full_leaves_the_old_file(tmp_path: Path) -> None:
     assert_weights(read_weights(path)[0])
 
 
+def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    left, living = (tmp_path / f".other.safetensors.{name}.part" for name in ("left", "living"))
+    own = tmp_path / ".notes.part"
+    for file in (left, living, own):
+        file.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    os.utime(own, (0, 0))
+    write_safetensors(path, WEIGHTS, {})
+    assert set(tmp_path.iterdir()) == {path, living, own}
+
+
 def test_unwritable_places(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder.safetensors" / "content").mkdir(parents=True)
@@ -200,3 +212,97 @@ def test_unwritable_places(tmp_path: Path) -> None:
         with pytest.raises(PFStorerError, match=r"could not be written"):
             write_safetensors(path, WEIGHTS, {})
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder.safetensors"]
+
+
+class TestDigest:
+    """Files of our own carry a digest, so that a flipped bit does not go unseen."""
+
+    def test_no_flipped_bit_changes_what_is_read(self, tmp_path: Path) -> None:
+        path = tmp_path / "w.safetensors"
+        write_safetensors(path, {"a": torch.arange(4.0)}, {"made": "here"})
+        whole = path.read_bytes()
+        refused = 0
+        for place in range(len(whole) * 8):
+            content = bytearray(whole)
+            content[place // 8] ^= 1 << place % 8
+            if b"pfstorer_sha256" not in content:  # then it is a file without digest
+                continue
+            path.write_bytes(content)
+            try:
+                tensors, metadata = read_weights(path)
+            except PFStorerError:
+                refused += 1
+            else:
+                assert torch.equal(tensors["a"], torch.arange(4.0)) and metadata == {"made": "here"}
+        assert refused > 0.9 * (len(whole) - 15) * 8
+
+    def test_files_without_one_are_read(self, tmp_path: Path) -> None:
+        safetensors.torch.save_file(WEIGHTS, tmp_path / "w.safetensors", metadata={"a": "b"})
+        assert read_weights(tmp_path / "w.safetensors")[1] == {"a": "b"}
+
+    def test_the_same_content_is_the_same_file(self, tmp_path: Path) -> None:
+        texts = {f"key {k}": str(k) for k in range(20)}
+        for name in ("a", "b"):
+            write_safetensors(tmp_path / f"{name}.safetensors", WEIGHTS, texts)
+        contents = {file.read_bytes() for file in tmp_path.iterdir()}
+        assert len(contents) == 1
+        assert safetensors.torch.load_file(tmp_path / "a.safetensors").keys() == WEIGHTS.keys()
+
+
+class TestMemory:
+    """What a checkpoint claims takes no memory before it is known to be there."""
+
+    def refused(self, path: Path, content: Any, match: str) -> None:
+        torch.save(content, path)
+        with pytest.raises(PFStorerError, match=match):
+            read_weights(path)
+
+    def test_views_larger_than_their_memory(self, tmp_path: Path) -> None:
+        huge = torch.ones(1).expand(2**20, 2**20)
+        self.refused(tmp_path / "w.ckpt", {"a": huge}, r"'w.ckpt' .*it claims \d+ bytes")
+        self.refused(tmp_path / "w.ckpt", {"state_dict": {"a": huge}}, r"it claims \d+ bytes")
+
+    def test_weights_that_share_memory_are_read(self, tmp_path: Path) -> None:
+        tied = torch.ones(5000)
+        torch.save({"a": tied, "b": tied}, tmp_path / "w.ckpt")
+        assert torch.equal(read_weights(tmp_path / "w.ckpt")[0]["b"], tied)
+
+    @pytest.mark.parametrize(
+        ("pickled", "match"),
+        [
+            (b"\x80\x02" + bytes(80 * 2**20), r"its description of the weights has \d+ bytes"),
+            (b"\x80\x02(" + b"]" * 2_100_000 + b"t.", r"in more than 2000000 steps"),
+        ],
+    )
+    def test_large_pickles(self, pickled: bytes, match: str, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "w.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("w/data.pkl", pickled)
+        with pytest.raises(PFStorerError, match=match):
+            read_weights(tmp_path / "w.ckpt")
+
+    def test_many_names_of_code_make_one_short_sentence(self, tmp_path: Path) -> None:
+        names = b"".join(b"cm%d\nf\n0" % k for k in range(1000))
+        with zipfile.ZipFile(tmp_path / "w.ckpt", "w") as archive:
+            archive.writestr("w/data.pkl", b"\x80\x02" + names + b"N.")
+        with pytest.raises(PFStorerError, match=r"asks for m0.f, .* and 997 others when") as caught:
+            read_weights(tmp_path / "w.ckpt")
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    for name in ("loop", "gone", "x" * 300):
+        with pytest.raises(PFStorerError, match=r"does not exist|cannot be opened"):
+            read_weights(tmp_path / name)
+
+
+def test_a_folder_is_tried_before_long_work(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "folder", 4096)
+    assert not list((tmp_path / "new" / "folder").iterdir())
+    with pytest.raises(PFStorerError, match=r"MiB of free space, but \d+ MiB are needed"):
+        check_writable(tmp_path, 2**60)
+    (tmp_path / "file").touch()
+    with pytest.raises(PFStorerError, match=r"Nothing can be written to '.*file' \(.*\); free"):
+        check_writable(tmp_path / "file")

@@ -393,3 +393,29 @@ def test_broken_training_is_not_saved(restorer: BaseRestorer, tmp_path: Path) ->
     with pytest.raises(PFStorerError, match="NaN or infinite values"):
         restorers.save(restorer, tmp_path / "r.safetensors")
     restorers.load(tmp_path / "r.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_res_blocks", 10**9),
+        ("channel_mult", [1] * 10**5),
+        ("channel_mult", [2**60]),
+        ("model_channels", 2**60),
+        ("num_heads", 3),
+    ],
+)
+def test_an_odd_encoder_takes_neither_memory_nor_time(
+    name: str, value: Any, weights: Weights
+) -> None:
+    content, metadata = bundled(weights)
+    description = json.loads(metadata[restorers.METADATA_KEY])
+    description["encoder"][name] = value
+    with pytest.raises(PFStorerError, match=r"shapes that make no|wrong shape|lacks|description"):
+        BaseRestorer.from_state_dict(content, {restorers.METADATA_KEY: json.dumps(description)})
+
+
+def test_a_description_nested_too_deeply(weights: Weights) -> None:
+    deep = '{"format_version": 1, "name": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    with pytest.raises(PFStorerError, match=r"has a damaged description in its metadata"):
+        BaseRestorer.from_state_dict(weights, {restorers.METADATA_KEY: deep})

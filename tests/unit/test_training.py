@@ -12,6 +12,7 @@ from pfstorer_core.training.loop import LoopConfig, fit, step_generator
 from pfstorer_core.training.losses import noise_schedule
 from pfstorer_core.training.optimizers import Optimizers
 from pfstorer_core.training.pool import LatentPool
+from pfstorer_core.training.state import save_state
 
 CONFIG = LoopConfig(
     steps=12, warmup_steps=2, log_every=3, save_every=4, sample_every=0, ema_decay=0.9
@@ -308,3 +309,101 @@ def test_muon_refuses_weights_that_it_could_not_reach():
     with pytest.raises(PFStorerError, match="channels_last"):
         Optimizers(model, "muon", 1e-3, 0.0)
     Optimizers(model, "adamw", 1e-3, 0.0)
+
+
+class TestFaults:
+    """What goes wrong in a step leaves the weights, and the state, of the step before."""
+
+    def failing(self, objective, at, fail):
+        calls = 0
+
+        def wrapped(model, generator):
+            nonlocal calls
+            calls += 1
+            loss, scalars = objective(model, generator)
+            return fail(loss) if calls == at else (loss, scalars)
+
+        return wrapped
+
+    @pytest.mark.parametrize(
+        ("fail", "error", "match"),
+        [
+            (lambda loss: (loss * float("nan"), {}), PFStorerError, "loss was nan at step 7: low"),
+            (
+                lambda loss: (BadGradient.apply(loss), {}),
+                PFStorerError,
+                "norm of the gradients was nan at step 7: lower",
+            ),
+            (lambda loss: out_of_memory(), torch.OutOfMemoryError, "Tried to allocate"),
+        ],
+        ids=["loss", "gradients", "memory"],
+    )
+    def test_a_step_that_fails_is_not_taken(self, tmp_path, fail, error, match):
+        model, objective = setting()
+        averages = []
+        with pytest.raises(error, match=match):
+            fit(
+                model,
+                self.failing(objective, 7, fail),
+                replace(CONFIG, sample_every=1),
+                tmp_path / "parts",
+                sample=lambda current: averages.append(weights(current)) or torch.zeros(3, 8, 8),
+                log_to_files=False,
+            )
+        assert len(averages) == 6 and torch.equal(weights(model), averages[-1])
+        assert all(p.grad is None for p in model.parameters())
+        assert torch.load(tmp_path / "parts" / "state", weights_only=True)["step"] == 6
+        whole, _ = setting()
+        fit(whole, objective, CONFIG, tmp_path / "whole")
+        again, _ = setting(seed=5)
+        fit(again, objective, CONFIG, tmp_path / "parts")
+        assert torch.equal(weights(whole), weights(again))
+
+    def test_a_state_that_cannot_be_saved_does_not_end_a_run(self, tmp_path, caplog):
+        folder, told = tmp_path / "run", []
+
+        def on_step(step, scalars):
+            if step == 6:
+                (folder / "state").unlink()
+                folder.rmdir()
+                folder.write_text("in the way")
+
+        settings = {"on_step": on_step, "log_to_files": False, "on_warning": told.append}
+        model, objective = setting()
+        assert fit(model, objective, CONFIG, folder, **settings)
+        whole, _ = setting()
+        fit(whole, objective, CONFIG, tmp_path / "whole")
+        assert torch.equal(weights(whole), weights(model))
+        assert len(told) == 1 and "could not be written" in told[0] and "goes on" in told[0]
+        assert caplog.text.count("could not be written") == 2  # at steps 8 and 12
+
+    def test_a_full_disk_leaves_the_old_state(self, tmp_path):
+        resource = pytest.importorskip("resource")
+        model, _ = setting()
+        save_state(tmp_path / "state", {"model": model}, 1, {})
+        before = (tmp_path / "state").read_bytes()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with pytest.raises(PFStorerError, match=r"state' could not be written .*too large"):
+                save_state(tmp_path / "state", {"model": model}, 2, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert [file.name for file in tmp_path.iterdir()] == ["state"]
+        assert (tmp_path / "state").read_bytes() == before
+
+
+class BadGradient(torch.autograd.Function):
+    """The identity, whose gradient is not a number."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+def out_of_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
