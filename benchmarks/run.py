@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import sizes
+import startup
 import step_cost
 import steps
 import tiles
@@ -31,6 +32,7 @@ SECTIONS: dict[str, tuple[str, Callable[..., Section]]] = {
     "tiles": (tiles.OVERHEAD_TITLE, tiles.measure_overhead),
     "adapters": (tiles.ADAPTERS_TITLE, tiles.measure_adapters),
     "steps": (steps.TITLE, steps.measure),
+    "startup": (startup.TITLE, startup.measure),
 }
 
 

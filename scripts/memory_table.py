@@ -1,0 +1,437 @@
+"""Estimates the GPU memory that restoring and training take with Stable Diffusion 2.1.
+
+    python scripts/memory_table.py
+
+in ComfyUI's environment; neither a GPU nor weights are needed. The networks are built in their true
+shape on PyTorch's fake tensors, which have sizes but no values, and every tensor that a step would
+hold is counted. Prints Markdown. `--check 32` runs one real training step on the CPU, on latents of
+that side, and compares it with what was foretold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from in_process import use_comfyui
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+GIB = 2**30
+CELL = 8  # pixels per latent pixel
+PROMPT_TOKENS, PROMPT_WIDTH = 77, 1024
+SFT_HIDDEN = 128  # channels, as in StableSR
+BUDGETS = (
+    6,
+    8,
+    12,
+    16,
+    24,
+)  # GB on the box, of which ComfyUI's own start and the desktop take some
+OTHER = 1.0  # GiB: CUDA's context, the kernels' workspaces, what else is on the screen
+REAL = 1.3  # peak of a real step over what is counted: 1.29 by --check 64, 1.4 by --check 32
+COMFORT = 0.9  # share of a card up to which a step fits well
+# An adapter in training: weights, gradients, two of the optimizer at most, average, its spare.
+TRAINED_COPIES = 6
+UNET: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "num_head_channels": 64,
+    "num_heads": -1,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": True,
+    "context_dim": PROMPT_WIDTH,
+    "legacy": False,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+}
+VAE: dict[str, Any] = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive, fake ones as well as real ones.
+
+    Args:
+        known: tensors that are there already and do not count.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: set[int] = set()
+        for tensor in known:
+            self._note(tensor, counts=False)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation and notes what it returns."""
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._note, out)
+        return out
+
+    def _note(self, tensor: Tensor, counts: bool = True) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        size = storage.nbytes() if counts else 0
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention by the kernel that a GPU runs, which holds no matrix of scores.
+
+    Without a GPU at hand PyTorch would choose another one for fake tensors of a GPU.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replaces PyTorch's choice."""
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key, value = args[:3]
+        if torch.is_autocast_enabled("cuda"):
+            dtype = torch.get_autocast_dtype("cuda")
+            query, key, value = (x.to(dtype) for x in (query, key, value))
+        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+        return kernel(query, key, value, None, query.requires_grad or key.requires_grad)[0]
+
+
+@dataclass
+class Networks:
+    """UNet, restorer and adapter of Stable Diffusion 2.1's shape."""
+
+    unet: nn.Module
+    restorer: nn.Module
+    adapter: nn.Module
+
+
+def networks(
+    dtype: torch.dtype, device: str, trained: bool, shape: dict[str, Any] = UNET
+) -> Networks:
+    """Builds the networks with random or fake weights; a trained adapter is float32."""
+    from pfstorer_core.adapter import AdapterInfo, IdentityAdapter
+    from pfstorer_core.encoder import EncoderConfig
+    from pfstorer_core.host.bundled import build_unet
+    from pfstorer_core.host.sites import find_identity_sites, find_sft_sites
+    from pfstorer_core.personalization import PersonalizationConfig
+    from pfstorer_core.restorer import BaseRestorer, RestorerInfo
+
+    place: dict[str, Any] = {"dtype": dtype, "device": device}
+    unet = build_unet(shape, **place)
+    shapes = {site: (width, SFT_HIDDEN) for site, (width, _) in find_sft_sites(unet).items()}
+    info = RestorerInfo("SD", None, EncoderConfig(), "", None)
+    restorer = BaseRestorer(info, shapes, **place)
+    sites = find_identity_sites(unet)
+    described = AdapterInfo("person", "SD", "", PROMPT_WIDTH, sites, PersonalizationConfig())
+    adapter_dtype = torch.float32 if trained else dtype
+    adapter = IdentityAdapter(described, dtype=adapter_dtype, device=device)
+    return Networks(
+        unet.requires_grad_(False),
+        restorer.requires_grad_(False),
+        adapter.requires_grad_(trained),
+    )
+
+
+def weights(*modules: nn.Module) -> int:
+    """Returns the bytes of the modules' weights."""
+    return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
+
+
+def tensors(*modules: nn.Module) -> Iterator[Tensor]:
+    """Returns parameters and buffers."""
+    for module in modules:
+        yield from module.parameters()
+        yield from module.buffers()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Bytes that a pass through the UNet holds beside weights.
+
+    Args:
+        peak: the most at any time.
+        kept: at the end of the forward pass; what the backward pass waits for.
+        largest_part: what one block keeps of it, which checkpointing has to compute again.
+    """
+
+    peak: int
+    kept: int
+    largest_part: int
+
+
+def unet_pass(
+    nets: Networks,
+    batch: int,
+    side: int,
+    *,
+    reference: bool = False,
+    checkpoint: bool = False,
+    backward: bool = False,
+) -> Pass:
+    """Runs UNet, restorer and adapter on a latent and counts.
+
+    Args:
+        nets: on fake or real tensors.
+        batch: latents.
+        side: of the latents.
+        reference: whether the blocks also attend to a reference, as in a part of the training.
+        checkpoint: as in the training.
+        backward: whether to run the backward pass, too; not possible on a fake GPU.
+    """
+    from comfy.ldm.modules.attention import SpatialTransformer
+    from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+
+    from pfstorer_core.host.identities import AppliedIdentity
+    from pfstorer_core.host.patches import restorer_options, run_res_block, run_transformer
+    from pfstorer_core.host.sites import PATCH
+
+    dtype = next(nets.unet.parameters()).dtype
+    place: dict[str, Any] = {"device": next(nets.unet.parameters()).device}
+    trained = next(nets.adapter.parameters()).requires_grad
+    x, lq = (torch.zeros(batch, 4, side, side, **place) for _ in range(2))
+    if not trained:
+        x, lq = x.to(dtype), lq.to(dtype)
+    context = torch.zeros(batch, PROMPT_TOKENS, PROMPT_WIDTH, dtype=x.dtype, **place)
+    timesteps = torch.zeros(batch, **place)
+    shown = (torch.zeros(1, 4, side, side, dtype=x.dtype, **place),) if reference else ()
+    identity = AppliedIdentity(nets.adapter, references=shown, reference_context=context[:1])
+    options = restorer_options(nets.unet, nets.restorer, lq, [identity], checkpoint)
+    parts: list[int] = []
+    known = [*tensors(nets.unet, nets.restorer, nets.adapter), x, lq, context, timesteps, *shown]
+    memory = LiveMemory(known)
+
+    def counted(handler: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*args: Any) -> Tensor:
+            before = memory.now
+            out = handler(*args)
+            parts.append(memory.now - before)
+            return out
+
+        return run
+
+    handlers = [(ResBlock, counted(run_res_block)), (SpatialTransformer, counted(run_transformer))]
+    options["patches"] = {PATCH: handlers}
+    with memory:
+        out = nets.unet(x, timesteps, context, transformer_options=options)
+        kept = memory.now
+        if backward:
+            out.float().square().mean().backward()
+    return Pass(memory.peak, kept, max(parts))
+
+
+@contextmanager
+def fake_gpu(autocast: bool) -> Iterator[None]:
+    """Tensors made inside have sizes and no values; those of a GPU need none.
+
+    Args:
+        autocast: to bf16, as the training runs.
+    """
+    with FakeTensorMode(), FusedAttention():
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        torch.set_autocast_enabled("cuda", autocast)
+        try:
+            yield
+        finally:
+            torch.clear_autocast_cache()
+            torch.set_autocast_enabled("cuda", False)
+
+
+def decoder(side: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Returns the bytes that decoding a latent of a side takes, weights aside, and the weights'."""
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+    from comfy.ldm.modules.diffusionmodules.model import pytorch_attention
+
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.no_grad(), fake_gpu(False), torch.device("cuda"):
+            vae = AutoencoderKL(ddconfig=VAE, embed_dim=4)
+            vae.decoder.mid.attn_1.optimized_attention = pytorch_attention  # as on a GPU
+            latent = torch.zeros(1, 4, side, side)
+            memory = LiveMemory([*tensors(vae), latent])
+            with memory:
+                vae.decode(latent)
+            return memory.peak, weights(vae)
+    finally:
+        torch.set_default_dtype(usual)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Args:
+        name: what is done.
+        fixed: bytes of weights, gradients, optimizer and averages.
+        passing: bytes of activations.
+    """
+
+    name: str
+    fixed: float
+    passing: float
+
+    @property
+    def total(self) -> float:
+        """GiB on the card, with what is not PyTorch's."""
+        return (self.fixed + REAL * self.passing) / GIB + OTHER
+
+    def fits(self, budget: float) -> str:
+        """Says whether a card of so many GB has room for it."""
+        if self.total <= COMFORT * budget:
+            return "yes"
+        return "barely" if self.total <= budget else "no"
+
+
+def restoring_rows() -> list[Row]:
+    """Counts restorations without guidance; decoding comes after the sampling, not beside it."""
+    rows = []
+    with torch.no_grad(), fake_gpu(False):
+        nets = networks(torch.float16, "cuda", trained=False)
+        fixed = weights(nets.unet, nets.restorer, nets.adapter)
+        for name, pixels, batch in (
+            ("restore 512 px", 512, 1),
+            ("restore 512 px, cfg above 1", 512, 2),
+            ("restore 1024 px in one tile", 1024, 1),
+            ("restore 2048 px in tiles of 640 px, one at once", 640, 1),
+            ("restore 2048 px in tiles of 640 px, five at once", 640, 5),
+        ):
+            rows.append(Row(name, fixed, unet_pass(nets, batch, pixels // CELL).peak))
+    for name, pixels in (("decode 512 px", 512), ("decode 1024 px, or a tile of it", 1024)):
+        peak, fixed = decoder(pixels // CELL, torch.bfloat16)
+        rows.append(Row(f"{name} (VAE in bf16)", fixed, peak))
+    return rows
+
+
+def training_rows() -> list[Row]:
+    """Counts trainings at 512 px with regularizer and a reference."""
+    rows = []
+    side = 512 // CELL
+    for checkpoint in (False, True):
+        for batch in (4, 2, 1):
+            with fake_gpu(True):
+                nets = networks(torch.float16, "cuda", trained=True)
+                # the regularizer doubles the batch
+                kept = unet_pass(nets, 2 * batch, side, reference=True)
+                passing: float = kept.kept
+                if checkpoint:
+                    again = unet_pass(nets, 2 * batch, side, reference=True, checkpoint=True)
+                    passing = again.kept + kept.largest_part
+                fixed = weights(nets.unet, nets.restorer) + TRAINED_COPIES * weights(nets.adapter)
+            name = f"train at 512 px, batch {batch}{', checkpointing' if checkpoint else ''}"
+            rows.append(Row(name, fixed, passing))
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """Returns the Markdown table."""
+    budgets = " | ".join(f"{budget} GB" for budget in BUDGETS)
+    lines = [
+        f"| | weights and the like | activations | in all | {budgets} |",
+        "|---" * (4 + len(BUDGETS)) + "|",
+    ]
+    for row in rows:
+        fits = (row.fits(budget) for budget in BUDGETS)
+        lines.append(
+            f"| {row.name} | {row.fixed / GIB:.1f} | {row.passing / GIB:.1f} | "
+            f"**{row.total:.1f} GiB** | {' | '.join(fits)} |"
+        )
+    return "\n".join(lines)
+
+
+def check(side: int, batch: int) -> None:
+    """Runs one real training step in float32 on the CPU and compares it with what was foretold.
+
+    Args:
+        side: of the latents.
+        batch: latents, those of the regularizer included.
+    """
+    with FakeTensorMode():
+        nets = networks(torch.float32, "cpu", trained=True)
+        foretold = unet_pass(nets, batch, side, reference=True, backward=True)
+    nets = networks(torch.float32, "cpu", trained=True)
+    with torch.no_grad():
+        for parameter in tensors(nets.unet, nets.restorer, nets.adapter):
+            parameter.normal_(std=0.02)  # memory that was never written is not resident
+    resting = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    unet_pass(nets, batch, side, reference=True, backward=True)
+    grown = _resident("VmHWM") - resting
+    print(
+        f"One training step in float32 on the CPU, {batch} latents of {side} x {side}: foretold "
+        f"{foretold.kept / GIB:.2f} GiB after the forward pass and {foretold.peak / GIB:.2f} GiB "
+        f"at its peak in the backward pass ({foretold.peak / foretold.kept:.2f} times); the real "
+        f"process grew by {grown / GIB:.2f} GiB ({grown / foretold.peak:.2f} times)."
+    )
+
+
+def _resident(which: str) -> int:
+    """Returns the process's resident bytes: VmRSS now, VmHWM at most (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    line = next(line for line in lines if line.startswith(f"{which}:"))
+    return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    """Prints the table, or checks it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--check", type=int, metavar="SIDE", help="one real step on latents of this side; Linux"
+    )
+    use_comfyui()
+    side = parser.parse_args().check
+    if side:
+        check(side, batch=2)
+        return
+    operations = FlopCounterMode(display=False)
+    with torch.no_grad(), fake_gpu(False):
+        nets = networks(torch.float16, "cuda", trained=False)
+        with operations:
+            unet_pass(nets, 1, 512 // CELL)
+        counts = {
+            name: sum(p.numel() for p in module.parameters()) / 1e6
+            for name, module in (
+                ("UNet", nets.unet),
+                ("restorer", nets.restorer),
+                ("adapter", nets.adapter),
+            )
+        }
+    print("; ".join(f"{name} {count:.1f} M parameters" for name, count in counts.items()))
+    print(f"One pass over a picture of 512 px: {operations.get_total_flops() / 1e12:.2f} TFLOP\n")
+    print(table([*restoring_rows(), *training_rows()]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What the documents say is there: links, pictures, files and names."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from setup_host import REPO
+
+CORE = REPO / "pfstorer_core"
+HELP = REPO / "nodes" / "web" / "docs"  # what links of all help pages are relative to, for ComfyUI
+PAGES = sorted(
+    [
+        *REPO.glob("*.md"),
+        *REPO.glob("docs/**/*.md"),
+        *REPO.glob("benchmarks/*.md"),
+        *REPO.glob("example_workflows/**/*.md"),
+        *REPO.glob("nodes/web/docs/**/*.md"),
+        *REPO.glob("tests/**/*.md"),
+    ]
+)
+OUR_FOLDERS = (
+    "benchmarks|docs|example_workflows|nodes|locales|pfstorer_core|scripts|tests|host|training"
+)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
+FILE = re.compile(rf"(?<![\w/.-])((?:{OUR_FOLDERS}|painting)/[\w./-]*[\w/])")
+NAME = re.compile(
+    r"(?<![\w/.-])((?:(?:host|training|painting)/)?[a-z_]+)\.([A-Za-z_]\w*(?:\.[a-z_]\w*)?)"
+)
+
+
+def page_id(page: Path) -> str:
+    return page.relative_to(REPO).as_posix()
+
+
+@cache
+def headings(page: Path) -> set[str]:
+    """The anchors that a page's headings have on GitHub."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") for line in lines}
+
+
+@cache
+def names_in(module: Path) -> set[str]:
+    """What a module defines at its top level, and the methods of its classes."""
+    found: set[str] = set()
+    for node in ast.parse(module.read_text(encoding="utf-8")).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found.add(name)
+            case ast.ClassDef(name=name, body=body):
+                found.add(name)
+                found |= {f"{name}.{x.name}" for x in body if isinstance(x, ast.FunctionDef)}
+            case ast.Assign(targets=targets):
+                found |= {x.id for target in targets for x in ast.walk(target) if hasattr(x, "id")}
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                found.add(name)
+            case ast.ImportFrom(names=names) if module.name == "__init__.py":
+                found |= {alias.asname or alias.name for alias in names}
+    return found
+
+
+def module_file(path: str) -> Path | None:
+    """The file of a module as the documents call it, relative to the core."""
+    for place in (CORE / f"{path}.py", CORE / path / "__init__.py"):
+        if place.is_file():
+            return place
+    return None
+
+
+def missing_names(text: str) -> list[str]:
+    """Names such as `host/patches.run_res_block` in code spans that do not exist."""
+    missing = []
+    for path, name in NAME.findall("\n".join(CODE.findall(text))):
+        module = module_file(path)
+        if module is None:
+            if "/" in path:
+                missing.append(f"{path}.{name}")
+        elif name not in names_in(module) | {"py"}:
+            missing.append(f"{path}.{name}")
+    return missing
+
+
+def missing_files(text: str) -> list[str]:
+    """Paths of this project in code spans that do not exist, from its root or from the core."""
+    paths = FILE.findall("\n".join(CODE.findall(text)))
+    return [
+        path
+        for path in paths
+        if not any((root / path).exists() for root in (REPO, CORE))
+        and module_file(path.split(".")[0]) is None
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_and_pictures_of_a_page_exist(page: Path) -> None:
+    broken = []
+    folder = HELP if page.is_relative_to(HELP) else page.parent
+    for link in LINK.findall(CODE.sub("", page.read_text(encoding="utf-8"))):
+        place, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", place):
+            continue
+        target = (folder / place).resolve() if place else page
+        if not target.exists() or (anchor and anchor not in headings(target)):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_files_and_names_on_a_page_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert missing_files(text) + missing_names(text) == []
+
+
+def test_the_guides_contents_list_its_sections() -> None:
+    text = (REPO / "docs" / "guide.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^- \[(.*?)\]\(#", text, re.MULTILINE)
+    assert listed == re.findall(r"^## (.*)$", text, re.MULTILINE)
+
+
+def test_what_does_not_exist_is_found() -> None:
+    assert missing_names("`host/patches.no_such_thing`, `sft.SFTBlock`") == [
+        "host/patches.no_such_thing"
+    ]
+    assert missing_names("`host/nowhere.thing`") == ["host/nowhere.thing"]
+    assert missing_names("`sft.SFTBlock.forward`, `sft.SFTBlock.back`") == ["sft.SFTBlock.back"]
+    assert missing_files("`scripts/nothing.py` and `scripts/check.py`") == ["scripts/nothing.py"]
