@@ -55,6 +55,8 @@ def link_pack(base: Path) -> Path:
     """Links this plugin into the `custom_nodes` of a base directory and returns its place there."""
     place = base / "custom_nodes" / PACK
     place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():  # of an earlier start
+        return place
     try:
         place.symlink_to(REPO, target_is_directory=True)
     except OSError:  # Windows allows links only to administrators and developers
@@ -155,6 +157,27 @@ class Server:
         except subprocess.TimeoutExpired:
             self._signal(process, getattr(signal, "SIGKILL", signal.SIGTERM))
             process.wait(10)
+
+    def kill(self) -> None:
+        """Ends the process and what it started at once (SIGKILL), as a crash would.
+
+        Another thread may call it. `start` starts a new process in the same folders.
+        """
+        process, self._process = self._process, None
+        if process is not None:
+            self._signal(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+            process.wait(10)
+
+    @property
+    def pid(self) -> int:
+        """The process's number.
+
+        Raises:
+            ServerError: it does not run.
+        """
+        if self._process is None:
+            raise ServerError("ComfyUI does not run")
+        return self._process.pid
 
     @staticmethod
     def _signal(process: subprocess.Popen[bytes], number: int) -> None:

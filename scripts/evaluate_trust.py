@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 FIRST_STRANGER = 6_000_000
 PSNR = "PSNR (dB)"
 GAMMAS = (0.0, 0.5, 1.0)
-AUTO, ONE, LEVEL = "auto", "1", "level"
+AUTO, ONE, LEVEL = "auto", "1", "level of degradation"
 STRENGTHS = {
     # A good photo saved once more.
     "trace": DegradationConfig(
