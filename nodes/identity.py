@@ -123,8 +123,8 @@ class ApplyPersonalization(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     tooltip=(
-                        "Strength of the identity: 0 is the base, 1 as trained, more where the "
-                        "photo is very bad."
+                        "Strength of the identity: 0 is the base, 1 as trained; more than 1 seldom "
+                        "helps."
                     ),
                 ),
                 io.Mask.Input(

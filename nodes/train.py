@@ -40,7 +40,7 @@ class TrainIdentityAdapter(io.ComfyNode):
                     "photos",
                     tooltip=(
                         "Sharp photos of one person: a batch, or a list of different sizes (Load "
-                        "Images from Folder). Different poses, light and days are best; the face "
+                        "Image (from Folder)). Different poses, light and days are best; the face "
                         "may be anywhere."
                     ),
                 ),

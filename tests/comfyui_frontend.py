@@ -39,6 +39,40 @@ SET_WIDGETS = """([type, values]) => {
     return nodes.length;
 }"""
 
+# The node alone on the canvas; returns a place on its title, in pixels of the canvas.
+ONE_NODE = """async type => {
+    app.graph.clear();
+    const node = LiteGraph.createNode(type);
+    node.pos = [300, 200];
+    app.graph.add(node);
+    app.canvas.ds.reset();
+    app.canvas.setDirty(true, true);
+    while (!app.canvas.visible_nodes?.includes(node)) await new Promise(requestAnimationFrame);
+    return {x: 360, y: 185};
+}"""
+HELP_SHOWN = """title => {
+    const page = document.querySelector(".node-help-content .markdown-content");
+    if (page?.querySelector("h1")?.textContent !== title) return false;
+    return [...page.querySelectorAll("img")].every(image => image.complete);
+}"""
+HELP = """() => {
+    const page = document.querySelector(".node-help-content .markdown-content");
+    const images = [...page.querySelectorAll("img")];
+    return {
+        headings: [...page.querySelectorAll("h2")].map(heading => heading.textContent),
+        images: images.length,
+        broken: images.filter(image => !image.naturalWidth).map(image => image.src),
+        marks: page.textContent.match(/.{0,20}\\*\\*.{0,20}/g) ?? [],
+    };
+}"""
+LABELS = """() => {
+    const [node] = app.graph._nodes;
+    const inputs = {};
+    for (const input of node.inputs) inputs[input.name] = input.label ?? input.localized_name;
+    for (const widget of node.widgets) inputs[widget.name] = widget.label ?? widget.name;
+    return {title: node.title, inputs};
+}"""
+
 
 class Frontend:
     """ComfyUI's page in the browser.
@@ -147,6 +181,31 @@ class Frontend:
             timeout: seconds.
         """
         self.page.wait_for_function(IMAGES_SHOWN, arg=node_type, timeout=timeout * 1000)
+
+    def open_help(self, node_type: str, title: str) -> dict[str, Any]:
+        """Puts a node alone on the canvas and opens its help, as a user does.
+
+        Args:
+            node_type: the node's type.
+            title: of its help page.
+
+        Returns:
+            The page's `headings`, its number of `images`, the addresses of `broken` ones, and
+            texts around `marks` that are shown instead of taken as bold.
+        """
+        # set last: after the first workflow, which would replace the node, and before any selection
+        self.page.wait_for_function("!!app.canvas.onSelectionChange")
+        title_bar = self.page.evaluate(ONE_NODE, node_type)
+        self.page.locator("#graph-canvas").click(position=title_bar)
+        self.page.get_by_test_id("info-button").click()
+        self.page.wait_for_function(HELP_SHOWN, arg=title)
+        found: dict[str, Any] = self.page.evaluate(HELP)
+        return found
+
+    def labels(self) -> dict[str, Any]:
+        """Returns the `title` of the only node and the labels of its `inputs` by name."""
+        shown: dict[str, Any] = self.page.evaluate(LABELS)
+        return shown
 
     def screenshot(self, path: Path) -> None:
         """Saves a picture of the page with the whole graph in view."""

@@ -42,11 +42,17 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def frontend(browser: Browser, server: Server) -> Iterator[Frontend]:
+def locale() -> str:
+    """The language of the page; a test with a parameter of this name chooses another."""
+    return "en"
+
+
+@pytest.fixture
+def frontend(browser: Browser, server: Server, locale: str) -> Iterator[Frontend]:
     """A fresh page with ComfyUI ready; fails if the page raised an error meanwhile."""
     request = urllib.request.Request(
         f"{server.url}/api/settings",
-        data=json.dumps(SETTINGS).encode(),
+        data=json.dumps({**SETTINGS, "Comfy.Locale": locale}).encode(),
         headers={"Content-Type": "application/json"},
     )
     urllib.request.urlopen(request, timeout=60).close()

@@ -1,13 +1,15 @@
 import json
 import re
-from urllib.error import HTTPError
 
 import pytest
 from comfyui_client import PACK, REPO, Client, Server
+from labels import ENGLISH, node_labels, other_languages
 
 NODES = {
     "PFStorerApplyPersonalization": "Apply Personalization",
+    "PFStorerCompare": "Compare Restorations",
     "PFStorerConditionOnLQ": "Condition on LQ Image",
+    "PFStorerDegrade": "Degrade Image",
     "PFStorerDemoAlbum": "Demo Album Page",
     "PFStorerDemoGroup": "Demo Group Photo",
     "PFStorerDemoPortrait": "Demo Portrait",
@@ -18,8 +20,10 @@ NODES = {
     "PFStorerTiledRestore": "Tiled Restore",
     "PFStorerTrainIdentityAdapter": "Train Identity Adapter",
 }
-WIDGETS = ("INT", "FLOAT", "COMBO", "STRING", "BOOLEAN")
+# a dynamic combo brings further widgets with some of its options; no template chooses such a one
+WIDGETS = ("INT", "FLOAT", "COMBO", "COMFY_DYNAMICCOMBO_V3", "STRING", "BOOLEAN")
 TEMPLATES = sorted(path.stem for path in (REPO / "example_workflows").glob("*.json"))
+LANGUAGES = [ENGLISH, *other_languages()]
 IMPORT_SECONDS = 1.0  # measured: 0.1
 
 
@@ -57,6 +61,7 @@ def test_the_pack_is_imported_fast(server: Server) -> None:
 def test_all_templates_are_listed(client: Client) -> None:
     assert TEMPLATES == [
         "group_photo",
+        "measure",
         "personalized_restore",
         "restore_photo",
         "tiled_4k",
@@ -98,22 +103,28 @@ def test_the_two_formats_of_a_template_say_the_same(client: Client, name: str) -
         assert node["title"] == twin["_meta"]["title"]
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("node_id", NODES)
-def test_a_help_page_names_every_input(client: Client, node_id: str) -> None:
-    try:
-        page = client.request(f"/extensions/{PACK}/docs/{node_id}/en.md")
-    except HTTPError:
-        page = client.request(f"/extensions/{PACK}/docs/{node_id}.md")
+def test_a_help_page_names_all_inputs_and_outputs(
+    client: Client, node_id: str, language: str
+) -> None:
+    place = f"/extensions/{PACK}/docs/{node_id}"
+    english = language == ENGLISH  # which is what other languages get too
+    page = client.request(f"{place}.md" if english else f"{place}/{language}.md").decode()
     info = client.object_info(node_id)
     assert info is not None
-    text = page.decode()
-    assert [name for name in input_options(info) if name not in text] == []
+    labels = node_labels(info)
+    names = [label["name"] for kind in ("inputs", "outputs") for label in labels[kind].values()]
+    assert [name for name in names if not re.search(rf"\b{name}\b", page)] == []
+    served = client.get_json("/i18n")[language]["nodeDefs"][node_id]
+    translated = [label["name"] for label in served["inputs"].values()]
+    assert [name for name in translated if name not in page] == []
 
 
 @pytest.mark.parametrize("node_id", NODES)
-def test_the_english_labels_fit_the_node(client: Client, node_id: str) -> None:
-    labels = client.get_json("/i18n")["en"]["nodeDefs"][node_id]
+def test_the_english_labels_are_those_of_the_node(client: Client, node_id: str) -> None:
     info = client.object_info(node_id)
     assert info is not None
-    assert labels["display_name"] == NODES[node_id]
-    assert set(labels["inputs"]) == set(input_options(info))
+    assert client.get_json("/i18n")[ENGLISH]["nodeDefs"][node_id] == node_labels(info), (
+        "run scripts/labels.py"
+    )

@@ -1,0 +1,1 @@
+"""The pictures of the help pages; `scripts/help_pictures.py` makes them."""

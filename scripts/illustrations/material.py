@@ -1,0 +1,120 @@
+"""What trainings make of their settings, and what the demo nodes draw."""
+
+from __future__ import annotations
+
+import torch
+from evaluate import FULL, VARIANTS
+from evaluation.people import Person
+from torch import Tensor
+
+from pfstorer_core.degradation import PRESETS, degrade, resize_bicubic
+from pfstorer_core.exact_degradation import ExactDegradation, degrade_exactly
+from pfstorer_core.groups import album_page, degrade_people, group_photo
+from pfstorer_core.portraits import portrait_set
+
+from .sheets import Cell, Rows
+from .studio import NO_GLASSES, ROUND_GLASSES, SIZE, Studio, compared
+
+
+def trained(studio: Studio) -> tuple[Rows, int]:
+    """Adapters of trainings of several lengths."""
+
+    def ways(person: int, lq: Tensor) -> list[Cell]:
+        who = studio.people[person]
+        cells = [("no adapter", studio.restore(studio.base, lq))]
+        for name, count in (("half the steps", 150), (FULL, 300), ("twice the steps", 600)):
+            cells.append((f"{count}", _by_variant(studio, who, name, lq)))
+        return [*cells, ("1200", studio.restore(studio.personalized(person), lq))]
+
+    return compared(studio, [(ROUND_GLASSES, "extreme", 0), (NO_GLASSES, "extreme", 0)], ways)
+
+
+def photos(studio: Studio) -> tuple[Rows, int]:
+    """Adapters of several numbers of photos."""
+
+    def ways(person: int, lq: Tensor) -> list[Cell]:
+        who = studio.people[person]
+        names = [("1 photo", "1 photo"), ("3 photos", "3 photos"), ("8 photos", FULL)]
+        cells = [("no adapter", studio.restore(studio.base, lq))]
+        return cells + [(label, _by_variant(studio, who, name, lq)) for label, name in names]
+
+    return compared(studio, [(ROUND_GLASSES, "extreme", 0), (NO_GLASSES, "medium", 0)], ways)
+
+
+def training_photos(studio: Studio) -> tuple[Rows, int]:
+    """Photos that teach much."""
+    pictures = [photo[0].movedim(-1, 0) for photo in studio.people[ROUND_GLASSES].photos]
+    return [[("", picture) for picture in pictures[:6]]], SIZE
+
+
+def _by_variant(studio: Studio, person: Person, variant: str, lq: Tensor) -> Tensor:
+    from pfstorer_core.host import apply_identity
+
+    adapter = studio.short.adapter(person, VARIANTS[variant])
+    return studio.restore(apply_identity(studio.base, adapter), lq)
+
+
+def identities(studio: Studio) -> tuple[Rows, int]:
+    """Numbers of people."""
+    numbers = range(1_000_000, 1_000_006)
+    return [[(f"{n}", portrait_set(n, 1, 0, SIZE)[0]) for n in numbers]], SIZE
+
+
+def views(studio: Studio) -> tuple[Rows, int]:
+    """Pictures of one person, and what another seed changes."""
+    return [
+        [(f"seed {seed}" if not k else "", view) for k, view in enumerate(pictures)]
+        for seed in (0, 1)
+        for pictures in [portrait_set(1_000_004, 6, seed, SIZE)]
+    ], SIZE
+
+
+def degradations(studio: Studio) -> tuple[Rows, int]:
+    """Presets, three times each."""
+    rows = []
+    for number, level in enumerate(PRESETS):
+        clean = portrait_set(1_000_004, 4, 2, SIZE)
+        generator = torch.Generator().manual_seed(number)
+        spoilt = degrade(clean, PRESETS[level], generator)
+        rows.append([(level, spoilt[0]), *(("", picture) for picture in spoilt[1:])])
+    rows.insert(0, [("none", clean[0]), *(("", picture) for picture in clean[1:])])
+    return rows, 112
+
+
+def explicit(studio: Studio) -> tuple[Rows, int]:
+    """Each value of the explicit degradation alone."""
+    clean = portrait_set(1_000_004, 1, 2, SIZE)  # (1, 3, H, W)
+    values: dict[str, tuple[float, ...]] = {
+        "blur": (4, 8, 16),
+        "downsample": (4, 8, 12),
+        "noise": (8, 16, 32),
+        "jpeg_quality": (60, 30, 10),
+    }
+    rows = []
+    for name, chosen in values.items():
+        row = []
+        for value in chosen:
+            exact = ExactDegradation(**{name: value})
+            spoilt = degrade_exactly(clean, exact, torch.Generator().manual_seed(0))
+            row.append((f"{name} {value}", resize_bicubic(spoilt, (SIZE, SIZE))[0]))
+        rows.append(row)
+    return rows, 160
+
+
+def group(studio: Studio) -> tuple[Rows, int]:
+    """A group photo, its masks and the presets."""
+    photo = group_photo([0, 1, 2], 256, 512, 0)
+    cells = [("degradation none", photo.picture[0])]
+    for level in ("medium", "extreme"):
+        generator = torch.Generator().manual_seed(0)
+        spoilt = degrade_people(photo.picture, photo.frames[0][2], PRESETS[level], generator)
+        cells.append((f"degradation {level}", spoilt[0]))
+    # each mask in one of the colours red, green and blue
+    return [[cell] for cell in [*cells, ("mask_1, mask_2, mask_3", photo.masks)]], SIZE
+
+
+def album(studio: Studio) -> tuple[Rows, int]:
+    """A page of an album."""
+    page = album_page(0, 8, 3, 128, 0)
+    spoilt = degrade_people(page, 128, PRESETS["medium"], torch.Generator().manual_seed(0))
+    return [[("degradation none", page[0])], [("degradation medium", spoilt[0])]], 288
