@@ -191,7 +191,7 @@ def _person_check(trial: Trial, adapter: IdentityAdapter, lq: Tensor) -> PersonC
     from pfstorer_core.host.person_check import check_persons
 
     model = apply_identity(trial.bench.model, adapter)
-    (check,) = check_persons(model, trial.bench.vae, lq, portraits=True)
+    (check,) = check_persons(model, trial.bench.vae, lq)
     return check
 
 

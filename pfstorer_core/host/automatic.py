@@ -15,31 +15,46 @@ from .regions import fitted_mask
 _LQ_IMAGE = "pfstorer_lq_image"  # attachment of a MODEL that is conditioned on an LQ image
 
 
-def choose_gammas(model: Any, images: Tensor | None = None) -> Any:
-    """Returns a restorer's MODEL whose identities of gamma "auto" have one for each picture.
+def with_lq_image(model: Any, images: Tensor | None) -> Any:
+    """Returns a restorer's MODEL that knows the LQ images which it is conditioned on.
 
-    The picture may come before the identities or after them: the MODEL remembers it.
+    Identities of gamma "auto" have one for each of them, whether they come before or after.
 
     Args:
         model: a restorer's MODEL; stays as it is.
-        images: (B, 3, H, W) in [0, 1], the LQ images at the size at which they are restored; None
-            are those that the MODEL remembers, if any.
+        images: (B, 3, H, W) in [0, 1], at the size at which they are restored; None makes the MODEL
+            forget others.
     """
-    if images is None:
-        images = model.get_attachment(_LQ_IMAGE)
-    else:
-        model = model.clone()
-        model.set_attachments(_LQ_IMAGE, images)
+    model = model.clone()
+    model.set_attachments(_LQ_IMAGE, images)
+    return choose_gammas(model, images)
+
+
+def known_image(model: Any) -> Tensor | None:
+    """Returns the LQ images (B, 3, H, W) that `with_lq_image` gave a MODEL."""
+    images: Tensor | None = model.get_attachment(_LQ_IMAGE)
+    return images
+
+
+def choose_gammas(model: Any, images: Tensor | None) -> Any:
+    """Returns a restorer's MODEL whose identities of gamma "auto" have one for each picture.
+
+    Args:
+        model: a restorer's MODEL; stays as it is.
+        images: as for `with_lq_image`; None leaves them without any.
+    """
     identities = patches.restorer_wrapper(model).identities
-    if images is None or all(identity.strength != AUTO for identity in identities):
+    if all(identity.strength != AUTO for identity in identities):
         return model
     chosen = []
     for identity in identities:
         if identity.strength == AUTO:
-            shape = len(images), 1, images.shape[2], images.shape[3]
-            weight = None if identity.mask is None else fitted_mask(identity.mask, shape)
-            level = degradation_level(images, weight)  # (B,)
-            identity = dataclasses.replace(identity, gammas=gamma_for(level))
+            gammas = None
+            if images is not None:
+                shape = len(images), 1, images.shape[2], images.shape[3]
+                weight = None if identity.mask is None else fitted_mask(identity.mask, shape)
+                gammas = gamma_for(degradation_level(images, weight))  # (B,)
+            identity = dataclasses.replace(identity, gammas=gammas)
         chosen.append(identity)
     return patches.set_identities(model, chosen)
 

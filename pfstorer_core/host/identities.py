@@ -29,6 +29,7 @@ IDENTITY_KEY = "pfstorer_identities"
 AUTO: Literal["auto"] = "auto"
 _MASK_COND = "pfstorer_mask_"  # with the identity's number: a model condition
 _GAMMA_COND = "pfstorer_gamma_"  # likewise
+_MOST_NUMBERS = 8  # in a line for the user
 _REFERENCES = "pfstorer_references"
 _COLLECTED = "pfstorer_collected"
 
@@ -63,7 +64,7 @@ class AppliedIdentity:
         """The gamma as it is told to the user, of each picture where it was chosen."""
         if self.gammas is None:
             return f"{float(self.strength):g}" if self.strength != AUTO else "automatic"
-        return ", ".join(f"{float(gamma):.2f}" for gamma in self.gammas) + " (automatic)"
+        return numbers_text(self.gammas, ".2f") + " (automatic)"
 
     def acts_at(self, options: dict[str, Any]) -> bool:
         """Whether it has any strength and the sampler's sigma lies in the range."""
@@ -272,6 +273,13 @@ def reference_features(
     with torch.no_grad():
         unet(latent, timesteps, context, transformer_options=options)
     return collected
+
+
+def numbers_text(values: Tensor, form: str) -> str:
+    """Returns values (B,) as text, of many only the least and the largest."""
+    if len(values) > _MOST_NUMBERS:
+        return f"{float(values.min()):{form}} to {float(values.max()):{form}}"
+    return ", ".join(f"{float(value):{form}}" for value in values)
 
 
 def check_settings(gamma: float | str, mask: Tensor | None, start: float, end: float) -> None:

@@ -78,7 +78,8 @@ def apply_identity(
         references=latents,
         reference_context=context,
     )
-    return automatic.choose_gammas(patches.set_identities(model, [*applied, identity]))
+    personalized = patches.set_identities(model, [*applied, identity])
+    return automatic.choose_gammas(personalized, automatic.known_image(model))
 
 
 def _references(

@@ -20,16 +20,17 @@ from torch.nn import functional as F
 from ..automatic_gamma import degradation_level
 from ..degradation import resize_bicubic
 from . import patches
-from .identities import AppliedIdentity
+from .identities import AppliedIdentity, numbers_text
 from .loading import restoration, trained_size
-from .regions import HEAD, fitted_mask
+from .memory import retry_smaller
+from .regions import HEAD, fitted_mask, head_height
 
 SIGMA = 2.5  # of the noise: faces are hardly seen under more, and degradation shows under less
 _SEED = 1  # of the noise, which all pictures share: a poor choice doubles the false alarms
 _GRID = 16  # cells a side, over whose means pictures are compared
 _AT_ONCE = 8  # pictures
-# Of 96 pictures of the right person about 5% score below; the worse the picture, the lower. Between
-# the levels of degradation the limit falls evenly.
+# Of 96 pictures of the right person about 5% score below with the mini restorer; the worse the
+# picture, the lower. Between the levels of degradation the limit falls evenly.
 _LEVELS, _LIMITS = (0.8, 1.0), (-0.2, -0.27)
 
 
@@ -41,7 +42,7 @@ class PersonCheck:
         number: of the identity, from 1.
         name: of the person.
         scores: (B,) by how much better the adapter tells each picture than the base does, as a
-            share of the base's error; at most 1.
+            share of the base's error; at most 1. NaN where it was not judged.
         limits: (B,) below which a picture of the person rarely scores.
     """
 
@@ -56,8 +57,11 @@ class PersonCheck:
         return [k for k, low in enumerate((self.scores < self.limits).tolist(), 1) if low]
 
     def __str__(self) -> str:
-        scores = ", ".join(f"{float(score):+.2f}" for score in self.scores)
         who = f"Identity {self.number} ({self.name})"
+        judged = self.scores[~self.scores.isnan()]
+        if not len(judged):
+            return f"{who}: whether this is the person could not be judged"
+        scores = numbers_text(judged, "+.2f")
         if not self.doubtful:
             return f"{who}: nothing speaks against this person (score {scores})"
         which = "the photo"
@@ -69,45 +73,81 @@ class PersonCheck:
         )
 
 
+def can_check_persons(model: Any) -> bool:
+    """Whether the limits hold for a restorer's MODEL.
+
+    They were measured with the mini restorer. What another restorer's scores mean is not known.
+    """
+    return restoration(model).info.bundled is not None
+
+
 @torch.no_grad()
-def check_persons(model: Any, vae: Any, images: Tensor, portraits: bool) -> list[PersonCheck]:
+def check_persons(model: Any, vae: Any, images: Tensor) -> list[PersonCheck]:
     """Returns a check for each identity of which it is known where it is.
+
+    That is within its mask, or anywhere in the picture if there is nobody else.
 
     Args:
         model: a restorer's MODEL with identities.
         vae: its VAE.
         images: (B, 3, H, W) in [0, 1], the LQ images.
-        portraits: whether an identity without a mask fills the picture.
 
     Source: ours, after Li et al. 2023 (arXiv 2303.16203), which classifies by a diffusion model's
     error under noise.
     """
     checks = []
     identities = patches.restorer_wrapper(model).identities
+    active = [x for x in identities if x.strength != 0]
     for number, identity in enumerate(identities, 1):
-        if identity.strength == 0 or (identity.mask is None and not portraits):
+        if identity.strength == 0 or (identity.mask is None and len(active) > 1):
             continue
-        faces = _faces(images, identity, trained_size(model))
+        found = _faces(images, identity, trained_size(model))
+        scores = torch.full((len(images),), torch.nan)
+        limits = torch.full((len(images),), torch.nan)
+        shown = [k for k, face in enumerate(found) if face is not None]
+        if not shown:  # the masks are empty: nothing is done for this person
+            continue
+        faces = torch.cat([face for face in found if face is not None])
         alone = dataclasses.replace(identity, strength=1.0, gammas=None, mask=None, sigmas=None)
-        scores = [_score(model, vae, alone, part) for part in faces.split(_AT_ONCE)]
-        checks.append(
-            PersonCheck(
-                number,
-                identity.adapter.info.name or "unnamed",
-                torch.cat(scores),
-                _limits(degradation_level(faces)),
-            )
-        )
+        scores[shown] = _scores(model, vae, alone, faces)
+        limits[shown] = limits_of(degradation_level(faces))
+        name = identity.adapter.info.name or "unnamed"
+        checks.append(PersonCheck(number, name, scores, limits))
     return checks
 
 
-def _score(model: Any, vae: Any, identity: AppliedIdentity, faces: Tensor) -> Tensor:
-    """Returns the scores (B,) of faces (B, 3, S, S)."""
-    latent = vae.encode(faces.movedim(1, -1))  # (B, C, h, w)
-    generator = torch.Generator().manual_seed(_SEED)
-    noise, no_lq = (torch.randn(latent[:1].shape, generator=generator) for _ in range(2))
+def limits_of(levels: Tensor) -> Tensor:
+    """Returns the limits (B,) for levels of degradation (B,)."""
+    (low, high), (first, last) = _LEVELS, _LIMITS
+    return first + (last - first) * ((levels - low) / (high - low)).clamp(0, 1)
+
+
+def _scores(model: Any, vae: Any, identity: AppliedIdentity, faces: Tensor) -> Tensor:
+    """Returns the scores (B,) of faces (B, 3, S, S); NaN where memory is too short for one."""
     base = patches.set_identities(model, [])
     person = patches.set_identities(model, [identity])
+    at_once = [_AT_ONCE]
+
+    def run() -> Tensor:
+        if not at_once[0]:
+            return torch.full((len(faces),), torch.nan)
+        parts = faces.movedim(1, -1).split(at_once[0])
+        latents = [vae.encode(part) for part in parts]  # (b, C, h, w) each
+        return torch.cat([_score(base, person, latent) for latent in latents])
+
+    def shrink() -> str:
+        at_once[0] //= 2
+        if not at_once[0]:
+            return "while looking whose face it is, which is left out"
+        return f"while looking whose face it is: {at_once[0]} at once from now on"
+
+    return retry_smaller(run, shrink)
+
+
+def _score(base: Any, person: Any, latent: Tensor) -> Tensor:
+    """Returns the scores (B,) of latents (B, C, h, w)."""
+    generator = torch.Generator().manual_seed(_SEED)
+    noise, no_lq = (torch.randn(latent[:1].shape, generator=generator) for _ in range(2))
     # A noise and its opposite: most of what the noise does to the errors cancels out.
     base_error, person_error = (
         _error(m, latent, noise, no_lq) + _error(m, latent, -noise, -no_lq) for m in (base, person)
@@ -136,32 +176,29 @@ def _error(model: Any, latent: Tensor, noise: Tensor, no_lq: Tensor) -> Tensor:
     return cells.square().flatten(1).mean(1)
 
 
-def _faces(images: Tensor, identity: AppliedIdentity, size: int) -> Tensor:
-    """Returns where the identity is in each of the images (B, 3, H, W) as (B, 3, size, size)."""
+def _faces(images: Tensor, identity: AppliedIdentity, size: int) -> list[Tensor | None]:
+    """Returns where the identity is in each of the images (B, 3, H, W), as (1, 3, size, size)."""
     masks: Sequence[Tensor | None] = [None] * len(images)
     if identity.mask is not None:
-        masks = list(fitted_mask(identity.mask, (len(images), 1, *images.shape[2:])))
+        masks = list(fitted_mask(identity.mask, (len(images), 1, *images.shape[2:]))[:, 0])
     faces = [_face(image[None], mask) for image, mask in zip(images, masks, strict=True)]
-    return torch.cat([resize_bicubic(face.contiguous(), (size, size)) for face in faces])
+    return [face if face is None else resize_bicubic(face, (size, size)) for face in faces]
 
 
-def _face(image: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns the square of an image (1, 3, H, W) in which a mask (1, H, W) lies as in training."""
+def _face(image: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Returns the square of an image (1, 3, H, W) in which a mask (H, W) lies as in training."""
     height, width = image.shape[2:]
     side, middle = float(min(height, width)), (height / 2, width / 2)
-    if mask is not None and bool(mask.any()):
-        rows, columns = (mask[0] > 0.5 * mask.max()).nonzero().T
-        spans = [(float(x.min()), float(x.max()) + 1) for x in (rows, columns)]
-        side = min(side, max(high - low for low, high in spans) / HEAD)
-        middle = (sum(spans[0]) / 2, sum(spans[1]) / 2)
+    if mask is not None:
+        head = head_height(mask, (height, width))
+        if not head:
+            return None
+        side = min(side, head / HEAD)
+        rows, columns = (mask > 0.5 * mask.max()).nonzero().float().T + 0.5
+        middle = float(rows.mean()), float(columns.mean())
     whole = max(1, round(side))
     top, left = (
         min(max(0, round(centre - side / 2)), length - whole)
         for centre, length in zip(middle, (height, width), strict=True)
     )
-    return image[:, :, top : top + whole, left : left + whole]
-
-
-def _limits(levels: Tensor) -> Tensor:
-    (low, high), (first, last) = _LEVELS, _LIMITS
-    return first + (last - first) * ((levels - low) / (high - low)).clamp(0, 1)
+    return image[:, :, top : top + whole, left : left + whole].contiguous()

@@ -52,12 +52,25 @@ def known_factor(
         if identity.mask is None:
             return whole
         for mask in identity.mask:  # (h, w)
-            share = float((mask > 0.5 * mask.max()).float().mean())
-            if share:  # from the area, on which specks and ragged edges have little influence
-                heads.append(_HEAD_FORM * math.sqrt(share * size[0] * size[1]))
+            head = head_height(mask, size)
+            if head:
+                heads.append(head)
     if heads:
         return max(whole, HEAD * trained / max(heads))
     return whole if portrait else None
+
+
+def head_height(mask: Tensor, size: tuple[int, int]) -> float:
+    """Returns the height in pixels of the head that a mask shows; 0 of an empty one.
+
+    From the area, on which specks and ragged edges have little influence.
+
+    Args:
+        mask: (h, w) in [0, 1].
+        size: (height, width) of the picture in pixels.
+    """
+    share = float((mask > 0.5 * mask.max()).float().mean())
+    return _HEAD_FORM * math.sqrt(share * size[0] * size[1])
 
 
 def feathered(identities: Sequence[AppliedIdentity], shape: Shape, feather: int) -> Tensor:

@@ -20,9 +20,10 @@ from ..errors import PFStorerError
 from ..upscaling import UPSCALINGS, pass_sizes
 from . import patches, vae_tiles
 from .automatic import choose_gammas
+from .identities import AUTO
 from .loading import restoration, trained_size
 from .padding import pad_conditioning, pad_masks, padded_size, relative_areas
-from .person_check import check_persons
+from .person_check import can_check_persons, check_persons
 from .progress import RestoreReport
 from .regions import feathered, known_factor, mask_report, region_of
 from .sampling import VAE_ADVICE, check_finite, split_alpha
@@ -62,6 +63,7 @@ class RestoreSettings:
         encoder_interval: evaluations of the model that share the encoder's features; 1 is exact.
         check_person: whether the report tells if a picture probably shows somebody else than the
             identities; costs four evaluations of a picture of the trained size for each identity.
+            Only with restorers for which it is calibrated, see `person_check`.
     """
 
     steps: int = 20
@@ -176,11 +178,12 @@ def restore(
     given = rgb.shape[2], rgb.shape[3]
     known = known_factor(identities, given, trained_size(model), bundled)
     sizes = pass_sizes(given, (height, width), chosen.upscaling, known, bundled)
-    model = choose_gammas(model, resize_bicubic(rgb, sizes[0]))
-    if chosen.check_person and restoration(model).empty_prompt is not None:
+    if any(identity.strength == AUTO for identity in identities):
+        model = choose_gammas(model, resize_bicubic(rgb, sizes[0]))
+    if chosen.check_person and can_check_persons(model):
         report.status("looking whose face it is")
-        for check in check_persons(model, vae, rgb, portraits=known is not None):
-            report.line(str(check))
+        for line in check_persons(model, vae, rgb):
+            report.line(str(line))
     plans = [_plan(model, _latent_shape(model, len(rgb), x, cell), cell, chosen) for x in sizes]
     for prompt in prompts:
         check_conditioning(prompt, max(len(plan.layout.tiles) for plan in plans))

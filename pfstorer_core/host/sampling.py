@@ -42,9 +42,7 @@ def condition_on_lq(model: Any, lq_latent: Tensor, image: Tensor | None = None) 
     check_finite(lq_latent, "The LQ latent", VAE_ADVICE)
     latent_format = model.get_model_object("latent_format")
     model = patches.set_lq_latent(model, latent_format.process_in(lq_latent))
-    if image is None:
-        return model
-    return automatic.choose_gammas(model, split_alpha(image)[0])
+    return automatic.with_lq_image(model, None if image is None else split_alpha(image)[0])
 
 
 def encode_lq(vae: Any, image: Tensor) -> Tensor:

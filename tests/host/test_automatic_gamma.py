@@ -1,5 +1,6 @@
 """Gamma chosen from the picture, in whatever order MODEL, identity and picture come together."""
 
+import re
 from typing import Any
 
 import comfy.sample
@@ -12,7 +13,7 @@ from pfstorer_core import host
 from pfstorer_core.adapter import IdentityAdapter
 from pfstorer_core.automatic_gamma import degradation_level, gamma_for
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host.automatic import gamma_report
+from pfstorer_core.host.automatic import gamma_report, known_image
 from pfstorer_core.host.identities import AUTO
 from pfstorer_core.host.progress import RestoreReport
 from pfstorer_core.host.sampling import encode_lq
@@ -92,8 +93,27 @@ def test_without_the_picture_it_says_so(loaded, ada, photos) -> None:
     model = host.condition_on_lq(host.apply_identity(loaded[0], ada, AUTO), lq_latent)
     with pytest.raises(PFStorerError, match="gamma of 'Ada' is automatic, but the image"):
         sample(model, 2)
+    known = host.condition_on_lq(host.apply_identity(loaded[0], ada, AUTO), lq_latent, photos)
+    sample(known, 2)
+    other = host.condition_on_lq(known, lq_latent)  # a latent of which no picture is known
+    with pytest.raises(PFStorerError, match="gamma of 'Ada' is automatic, but the image"):
+        sample(other, 2)
 
 
 def test_other_words_are_refused(loaded, ada) -> None:
     with pytest.raises(PFStorerError, match=r"gamma is automatic; choose 0 .* or 'auto'"):
         host.apply_identity(loaded[0], ada, "automatic")  # type: ignore[arg-type]
+
+
+def test_a_restoration_without_it_keeps_no_picture(loaded, ada, photos) -> None:
+    model = host.apply_identity(loaded[0], ada, 1.0)
+    restore(loaded, model, photos)
+    assert known_image(model) is None
+
+
+def test_many_pictures_are_told_in_short(loaded, ada, photos) -> None:
+    model = host.apply_identity(loaded[0], ada, AUTO)
+    report = RestoreReport()
+    restore(loaded, model, photos[:, :64, :64].repeat(5, 1, 1, 1), report=report)
+    (line,) = (line for line in report.lines if line.startswith("Identity"))
+    assert re.search(r"gamma 0\.\d\d to 1\.00 \(automatic\)", line)
