@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import comfy.model_management as mm
+import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..pfstorer_core.comparison import LPIPS, PSNR, SIMILARITY, SSIM, compare
-from ..pfstorer_core.comparison_sheet import panels, sheet
+from ..pfstorer_core.comparison import LPIPS, PSNR, SIMILARITY, SSIM, Progress, compare
+from ..pfstorer_core.comparison_sheet import panels, sheet, sheet_notes
 from ..pfstorer_core.degradation import PRESETS, degrade_to_size, resize_bicubic
 from ..pfstorer_core.exact_degradation import ExactDegradation, blur_in_pixels, degrade_exactly
 from ..pfstorer_core.host.embeddings import (
@@ -156,9 +158,10 @@ class Compare(io.ComfyNode):
             base=_pictures(base),
             embedding=judge.embedding,
             find_faces=judge.find_faces,
+            progress=_progress(cls.hidden.unique_id),
         )
-        if references:
-            comparison.notes.extend(judge.notes)
+        # First, because the node shows the first notes.
+        comparison.notes[:0] = [*sheet_notes(comparison), *(judge.notes if references else ())]
         show_text(str(cls.hidden.unique_id), "\n".join(comparison.lines()))
         picture = sheet(comparison).movedim(0, -1)[None]  # (1, H, W, 3)
         return io.NodeOutput(
@@ -256,11 +259,13 @@ class Degrade(io.ComfyNode):
         height, width = pictures.shape[-2:]
         seeds = [(seed + k) % (MAX_SEED + 1) for k in range(len(pictures))]
         spoilt: list[Tensor] = []
+        progress = _progress(cls.hidden.unique_id)
         if preset == EXPLICIT:
             exact = ExactDegradation(**values)
             for picture, number in zip(pictures, seeds, strict=True):
                 generator = torch.Generator().manual_seed(number)
                 spoilt.append(degrade_exactly(picture[None], exact, generator, person_size)[0])
+                progress(len(spoilt), len(pictures))
             blur = (exact.blur, exact.blur)
         else:
             config = PRESETS[preset]
@@ -271,6 +276,7 @@ class Degrade(io.ComfyNode):
             for picture, number in zip(pictures, seeds, strict=True):
                 generator = torch.Generator().manual_seed(number)
                 spoilt += degrade_to_size(picture[None], config.with_blur(share), generator)
+                progress(len(spoilt), len(pictures))
             blur = config.first.blur_sigma
         lines = [_applied(preset, values, seed)]
         lines.append(_blur_line(blur, height, width, person_size))
@@ -285,6 +291,17 @@ class Degrade(io.ComfyNode):
         if len({p.shape for p in shown}) == 1:
             return io.NodeOutput([torch.stack(shown)], text)
         return io.NodeOutput([p[None].contiguous() for p in shown], text)
+
+
+def _progress(node_id: Any) -> Progress:
+    """Returns what shows steps as the node's bar, and ends it where the user stops the prompt."""
+    bar = comfy.utils.ProgressBar(1, node_id=node_id)
+
+    def shown(done: int, total: int) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total)
+
+    return shown
 
 
 def _pictures(images: list[Tensor] | None) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ FacePoints = Callable[
     [Tensor], list[Tensor]
 ]  # photo (3, H, W) to points (5, 2), largest face first
 Measure = Callable[[Tensor, Tensor], Tensor]
+Progress = Callable[[int, int], None]  # how many of how many steps are done
 
 LQ, BASE, RESTORED, PERSONALIZED, TRUTH = "LQ", "base", "restored", "personalized", "truth"
 PSNR, SSIM, HAARPSI, LPIPS = "PSNR (dB)", "SSIM", "HaarPSI", "LPIPS"
@@ -32,6 +34,7 @@ _MEASURES: dict[str, tuple[Measure, int]] = {  # and the smallest side that each
     LPIPS: (metrics.lpips, 32),
 }
 _DIGITS = {PSNR: 2}  # of the others: 3
+_SHOWN_NOTES = 8  # in a few lines of text; a large batch may have one per picture
 _OTHER_SHAPE = 0.05  # relative difference of proportions from which a picture looks distorted
 
 
@@ -75,7 +78,7 @@ class Comparison:
         ]
 
     def lines(self) -> list[str]:
-        """Returns the means in one line per kind of picture, then the notes."""
+        """Returns the means in one line per kind of picture, then the first notes."""
         lines = [
             f"{kind}: " + ", ".join(part for part in parts if part)
             for kind in self.columns
@@ -83,7 +86,10 @@ class Comparison:
         ]
         if not math.isnan(self.baseline):
             lines.append(f"{AMONG_REFERENCES}: {SIMILARITY} {self.baseline:.3f}")
-        return [*lines, *self.notes]
+        lines += self.notes[:_SHOWN_NOTES]
+        if len(self.notes) > _SHOWN_NOTES:
+            lines.append(f"The report has {len(self.notes) - _SHOWN_NOTES} more notes.")
+        return lines
 
     def report(self) -> str:
         """Returns Markdown: a table of means, one of each restored picture, and the notes."""
@@ -129,6 +135,7 @@ def compare(
     base: Sequence[Tensor] = (),
     embedding: IdentityEmbedding | None = None,
     find_faces: FacePoints | None = None,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Measures restored pictures, and beside them those that they were or might have been.
 
@@ -143,6 +150,9 @@ def compare(
         find_faces: for an embedding that wants aligned face crops. The face is looked for in the
             truth, else in the restored picture, the base's and the LQ picture, and cut out at one
             place in all pictures of an item. None embeds whole pictures.
+        progress: called after each picture that was measured, embedded or looked at for a face,
+            with the number done and the number there are at most; what it raises ends the
+            comparison.
 
     Raises:
         PFStorerError: there is nothing to compare with, counts that do not fit, or a picture with
@@ -159,11 +169,24 @@ def compare(
     columns = _columns(given, main, notes)
     photos = [_picture("references", k, photo) for k, photo in enumerate(references)]
     figures: dict[str, dict[str, Tensor]] = {kind: {} for kind in columns}
+    count = len(restored)
+    total = count * (len(columns) - 1) if truth else 0
+    if photos and embedding is not None:
+        total += len(photos) + count * len(columns)
+        total += 0 if find_faces is None else len(photos) + count
+    done = itertools.count(1)
+
+    def step() -> None:
+        if progress is not None:
+            progress(next(done), total)
+
     if truth:
-        _measure_quality(columns, figures, notes)
+        _measure_quality(columns, figures, notes, step)
     baseline = math.nan
     if photos and embedding is not None:
-        baseline = _measure_identity(columns, main, photos, embedding, find_faces, figures, notes)
+        baseline = _measure_identity(
+            columns, main, photos, embedding, find_faces, figures, notes, step
+        )
         if truth:
             notes += _copy_notes(columns[TRUTH], photos)
     elif embedding is not None:
@@ -242,7 +265,10 @@ def _size_notes(kind: str, pictures: Sequence[Tensor], sizes: Sequence[torch.Siz
 
 
 def _measure_quality(
-    columns: dict[str, list[Tensor]], figures: dict[str, dict[str, Tensor]], notes: list[str]
+    columns: dict[str, list[Tensor]],
+    figures: dict[str, dict[str, Tensor]],
+    notes: list[str],
+    step: Callable[[], None],
 ) -> None:
     measures = dict(_MEASURES)
     if not metrics.lpips_available():
@@ -258,14 +284,12 @@ def _measure_quality(
     for kind, pictures in columns.items():
         if kind == TRUTH:
             continue
-        for name, (measure, smallest) in measures.items():
-            values = [
-                float(measure(picture[None], clean[None]))
-                if min(clean.shape[-2:]) >= smallest
-                else math.nan
-                for picture, clean in zip(pictures, columns[TRUTH], strict=True)
-            ]
-            figures[kind][name] = torch.tensor(values)  # (B,)
+        figures[kind] = {name: torch.full((len(pictures),), math.nan) for name in measures}  # (B,)
+        for k, (picture, clean) in enumerate(zip(pictures, columns[TRUTH], strict=True)):
+            for name, (measure, smallest) in measures.items():
+                if min(clean.shape[-2:]) >= smallest:
+                    figures[kind][name][k] = float(measure(picture[None], clean[None]))
+            step()
 
 
 def _copy_notes(truth: list[Tensor], references: list[Tensor]) -> list[str]:
@@ -286,6 +310,7 @@ def _measure_identity(
     find_faces: FacePoints | None,
     figures: dict[str, dict[str, Tensor]],
     notes: list[str],
+    step: Callable[[], None],
 ) -> float:
     """Adds the similarity to the figures and returns the baseline."""
     places: list[Tensor | None] = [None] * len(columns[main])
@@ -296,6 +321,7 @@ def _measure_identity(
             points = _face(find_faces, [photo], f"Reference {k + 1}", notes)
             if points is not None:
                 photos.append(aligned_face(photo, points))
+            step()
         if not photos:
             notes.append("No reference shows a face, so the identity similarity is left out.")
             return math.nan
@@ -303,16 +329,22 @@ def _measure_identity(
         for k in items:
             pictures = [columns[kind][k] for kind in looked_for]
             places[k] = _face(find_faces, pictures, f"Picture {k + 1}", notes)
+            step()
         items = [k for k in items if places[k] is not None]
     else:
         photos = references
-    known = torch.cat([embedding.embed(photo[None]) for photo in photos])  # (R, D)
+    embedded = []
+    for photo in photos:
+        embedded.append(embedding.embed(photo[None]))
+        step()
+    known = torch.cat(embedded)  # (R, D)
     for kind, pictures in columns.items():
         values = torch.full((len(pictures),), math.nan)
         for k in items:
             points = places[k]
             picture = pictures[k] if points is None else aligned_face(pictures[k], points)
             values[k] = (embedding.embed(picture[None]) @ known.T).mean()
+            step()
         figures[kind][SIMILARITY] = values  # (B,)
     if len(known) < 2:
         notes.append("One reference has no baseline; give two or more, to know what is high.")

@@ -15,10 +15,12 @@ from .degradation import resize_bicubic
 
 _PANEL = (256, 640)  # px of a panel's longer side, at least and at most
 _NARROWEST = 170  # px of a column, so that figures fit below it
+_SMALLEST = 64  # px of a panel's longer side in a sheet of many rows
 _LARGEST = 8192  # px of the sheet's height, at most
 _TITLE, _CAPTION, _GAP = 26, 20, 6  # px
 _BACKGROUND, _TEXT, _FAINT = "white", "black", (110, 110, 110)
 _FILLING = 0.5  # around a panel of other proportions than the first
+_MOST_ROWS = (_LARGEST - _TITLE) // (_SMALLEST + _CAPTION + _GAP)
 
 
 def panels(comparison: Comparison) -> Tensor:
@@ -40,7 +42,8 @@ def panels(comparison: Comparison) -> Tensor:
 def sheet(comparison: Comparison) -> Tensor:
     """Draws one row per item, with the kinds side by side and their figures below each.
 
-    Without a truth the last column is a reference, so that the person can be seen.
+    Without a truth the last column is a reference, so that the person can be seen. Of very many
+    items it shows the first ones; see `sheet_notes`.
 
     Args:
         comparison: see `comparison.compare`.
@@ -48,13 +51,13 @@ def sheet(comparison: Comparison) -> Tensor:
     Returns:
         (3, H, W) in [0, 1].
     """
-    columns = dict(comparison.columns)
-    count = len(columns[comparison.main])
+    count = min(len(comparison.columns[comparison.main]), _MOST_ROWS)
+    columns = {kind: pictures[:count] for kind, pictures in comparison.columns.items()}
     if TRUTH not in columns and comparison.references:
         columns["a reference"] = [comparison.references[0]] * count
     longest = max(max(p.shape[-2:]) for p in columns[comparison.main])
     room = (_LARGEST - _TITLE) // count - _CAPTION - _GAP
-    side = max(16, min(max(longest, _PANEL[0]), _PANEL[1], room))
+    side = min(max(longest, _PANEL[0]), _PANEL[1], room)
     drawn = {
         kind: [to_pil_image(_scaled(picture, side)) for picture in pictures]
         for kind, pictures in columns.items()
@@ -82,6 +85,14 @@ def sheet(comparison: Comparison) -> Tensor:
             top += heights[k] + _CAPTION + _GAP
         left += widths[kind] + _GAP
     return pil_to_tensor(page).float() / 255
+
+
+def sheet_notes(comparison: Comparison) -> list[str]:
+    """Returns a sentence on the items that `sheet` has no room for, none where it shows all."""
+    count = len(comparison.columns[comparison.main])
+    if count <= _MOST_ROWS:
+        return []
+    return [f"The picture shows the first {_MOST_ROWS} of {count} items; the figures are of all."]
 
 
 def _caption(comparison: Comparison, kind: str, k: int) -> str:

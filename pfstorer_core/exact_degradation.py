@@ -13,6 +13,8 @@ from .errors import PFStorerError
 from .kernels import blur_kernel, filter_image
 
 SMALLEST_BLUR = 0.1  # px; a narrower kernel is one pixel
+WIDEST_BLUR = 0.5  # of the picture's longer side; a wider one leaves one colour
+_LARGEST_SIGMA = 64.0  # px; a wider blur is that of a smaller picture, so that memory is bounded
 NO_JPEG = 0
 
 
@@ -77,17 +79,22 @@ def degrade_exactly(
         (B, 3, h, w) in [0, 1], in steps of 1/255.
 
     Raises:
-        PFStorerError: for a wrong shape, type or range.
+        PFStorerError: for a wrong shape, type or range, or a blur as wide as the picture.
     """
     check_pictures(images)
     height, width = images.shape[-2:]
     size = tuple(max(1, round(side / degradation.downsample)) for side in (height, width))
     sigma = blur_in_pixels(degradation.blur, height, width, person)
+    if sigma > WIDEST_BLUR * max(height, width):
+        raise PFStorerError(
+            f"The blur has a sigma of {sigma:.0f} px in a picture of {width} x {height}, expected "
+            f"at most {WIDEST_BLUR:g} of its longer side; lower blur, or person_size."
+        )
     results = []
     for item in images.detach().to("cpu", torch.float32).clamp(0.0, 1.0):
         image = item[None]  # (1, 3, H, W)
         if sigma >= SMALLEST_BLUR:
-            image = filter_image(image, blur_kernel(sigma, sigma))
+            image = _gaussian_blur(image, sigma)
         image = resize_bicubic(image, (size[0], size[1]))  # (1, 3, h, w)
         if degradation.noise:
             noise = torch.randn(image.shape, generator=generator)
@@ -96,3 +103,20 @@ def degrade_exactly(
             image = jpeg(image, degradation.jpeg_quality)
         results.append(image.mul(255.0).round_().div_(255.0))
     return torch.cat(results).to(images)
+
+
+def _gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+    """Return the image (1, C, H, W) blurred by a sigma in px, a wide one at a reduced size."""
+    height, width = image.shape[-2:]
+    factor = math.ceil(sigma / _LARGEST_SIGMA)
+    if factor <= 1:
+        return filter_image(image, blur_kernel(sigma, sigma))
+    # Bicubic resizing adds next to nothing to the variance, and nothing is lost that so wide a
+    # blur would leave. torch resizes wrongly to a width of one pixel; across two, any sigma as
+    # large as the limit gives their mean.
+    h, w = (max(min(side, 2), side // factor) for side in (height, width))
+    sigma_x, sigma_y = (
+        min(sigma * small / side, _LARGEST_SIGMA) for small, side in ((w, width), (h, height))
+    )
+    small = filter_image(resize_bicubic(image, (h, w)), blur_kernel(sigma_x, sigma_y))
+    return resize_bicubic(small, (height, width))  # (1, C, H, W)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .errors import PFStorerError
+from .memory import lacks_memory
 
 # Trainers leave these beside the weights. None is ever imported: an inert class stands in for it.
 _INERT_MODULES = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf")
@@ -43,6 +44,7 @@ _SIGNATURES = {
 }
 
 _ABANDONED_AFTER = 600.0  # seconds without a change of a temporary file
+_PARTIAL = re.compile(r"\..+\.safetensors\.[0-9a-f]{32}\.part")
 _DIGEST_KEY = "pfstorer_sha256"  # in the metadata of files that `write_safetensors` wrote
 # Of the pickle in a checkpoint: PyTorch's reader takes about 100 bytes and 1 microsecond for each
 # operation. Stable Diffusion with a restorer, averaged weights and an optimizer has 0.4 million.
@@ -66,7 +68,8 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
         and the metadata of a safetensors file (else empty).
 
     Raises:
-        PFStorerError: no file, no weight file, a damaged one, or a pickle that asks for code.
+        PFStorerError: no file, no weight file, a damaged one, a pickle that asks for code, or too
+            little memory.
     """
     path = Path(path)
     try:
@@ -111,8 +114,7 @@ def write_safetensors(
         raise PFStorerError(f"'{path.name}' must end in .safetensors; rename it.")
     stored = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     described = {**metadata, _DIGEST_KEY: _digest(stored, metadata)}
-    # In the same folder, because a rename is atomic only within one file system.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    partial = _partial(path)
     _remove_abandoned(path.parent)
 
     def write(file: BinaryIO) -> None:
@@ -172,7 +174,7 @@ def check_writable(folder: Path, needed: int = 0) -> None:
     Raises:
         PFStorerError: the file system refuses, or has too little room.
     """
-    probe = folder / f".{uuid.uuid4().hex}.probe.safetensors.part"
+    probe = _partial(folder / "probe.safetensors")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -209,9 +211,16 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return hashlib.sha256(f"{fingerprint(tensors)} {texts}".encode()).hexdigest()
 
 
+def _partial(path: Path) -> Path:
+    """Returns a new temporary name, in the same folder because renames there are atomic."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+
+
 def _remove_abandoned(folder: Path) -> None:
     """Removes what writers left behind that were killed; one that still writes is left alone."""
-    for partial in folder.glob(".*.safetensors*.part"):
+    for partial in folder.glob(".*.part"):
+        if not _PARTIAL.fullmatch(partial.name):
+            continue
         with contextlib.suppress(OSError):
             if time.time() - partial.stat().st_mtime > _ABANDONED_AFTER:
                 partial.unlink()
@@ -224,10 +233,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             metadata = file.metadata() or {}
     # What its header asks for may be beyond PyTorch in many ways.
     except Exception as error:
-        _refuse_damaged(path, error)
+        _refuse_unreadable(path, error)
     digest = metadata.pop(_DIGEST_KEY, None)
     if digest is not None and digest != _digest(tensors, metadata):
-        _refuse_damaged(path, ValueError("its content is not what was once written"))
+        raise PFStorerError(
+            f"'{path.name}' was changed by another program or damaged since it was written; save "
+            "it again with Save Identity Adapter or copy it again."
+        )
     return tensors, metadata
 
 
@@ -236,7 +248,7 @@ def _read_torch_archive(path: Path) -> dict[str, Any]:
         names = _pickled_names(path)
     # A damaged or hostile pickle can fail in any way; what matters is that none of it was run.
     except Exception as error:
-        _refuse_damaged(path, error)
+        _refuse_unreadable(path, error)
     inert = {name for name in names if name in _INERT_NAMES or _package(name) in _INERT_MODULES}
     code = {name for name in names - inert if _package(name) not in ("torch", "collections")}
     if code:
@@ -247,7 +259,7 @@ def _read_torch_archive(path: Path) -> dict[str, Any]:
     except Exception as error:
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             _refuse_code(path, [refused[1]])
-        _refuse_damaged(path, error)
+        _refuse_unreadable(path, error)
     if not isinstance(content, Mapping):
         raise PFStorerError(
             f"'{path.name}' holds one {type(content).__name__} instead of weights by name; choose "
@@ -255,7 +267,7 @@ def _read_torch_archive(path: Path) -> dict[str, Any]:
         )
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(content))
     if claimed > _SHARED * path.stat().st_size:
-        _refuse_damaged(path, ValueError(f"it claims {claimed} bytes of weights"))
+        _refuse_unreadable(path, ValueError(f"it claims {claimed} bytes of weights"))
     return dict(content)
 
 
@@ -321,7 +333,12 @@ def _refuse_code(path: Path, names: Iterable[str]) -> NoReturn:
     )
 
 
-def _refuse_damaged(path: Path, error: Exception) -> NoReturn:
+def _refuse_unreadable(path: Path, error: Exception) -> NoReturn:
+    if lacks_memory(error):
+        raise PFStorerError(
+            f"There is not enough memory to read '{path.name}'; free some, by closing other "
+            "programs for instance."
+        ) from error
     raise PFStorerError(
         f"'{path.name}' is truncated, damaged or no file of weights ({first_line(error)}); "
         "download or copy it again."

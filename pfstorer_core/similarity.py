@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .degradation import resize_bicubic
 from .embedding import EmbeddingConfig, EmbeddingNetwork
 from .errors import PFStorerError
-from .files import read_weights, write_safetensors
+from .files import first_line, read_weights, write_safetensors
 
 MINI_EMBEDDING_PATH = Path(__file__).parent / "assets" / "mini_embedding.safetensors"
 METADATA_KEY = "pfstorer_embedding"
@@ -89,7 +89,7 @@ class OnnxEmbedding:
             self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no class of their own
             raise PFStorerError(
-                f"'{path.name}' is damaged or no ONNX network ({_first_line(error)}); download or "
+                f"'{path.name}' is damaged or no ONNX network ({first_line(error)}); download or "
                 "copy it again."
             ) from error
         inputs = self._session.get_inputs()
@@ -117,7 +117,7 @@ class OnnxEmbedding:
         except Exception as error:  # onnxruntime's errors share no class of their own
             raise PFStorerError(
                 f"'{self._name}' cannot be run on a picture of (1, 3, {self._size[0]}, "
-                f"{self._size[1]}) float32 ({_first_line(error)}); choose an ArcFace network."
+                f"{self._size[1]}) float32 ({first_line(error)}); choose an ArcFace network."
             ) from error
         row = torch.as_tensor(output).float().reshape(1, -1)  # (1, D)
         if row.shape[1] < 2 or not bool(row.isfinite().all()):
@@ -199,7 +199,7 @@ def _read_config(name: str, text: str) -> EmbeddingConfig:
         version, sizes = described["format_version"], described["network"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PFStorerError(
-            f"The description in '{name}' is damaged ({_first_line(error)}); get the file again."
+            f"The description in '{name}' is damaged ({first_line(error)}); get the file again."
         ) from error
     if version != FORMAT_VERSION:
         raise PFStorerError(
@@ -225,7 +225,3 @@ def _prepared(images: Tensor, size: tuple[int, int]) -> Tensor:
             f"Pictures to compare have values from {low:.3g} to {high:.3g}; scale them to [0, 1]."
         )
     return resize_bicubic(images.clamp(0, 1), size)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

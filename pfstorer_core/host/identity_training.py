@@ -187,8 +187,8 @@ def train_identity(
             if unfinished is not None:
                 unfinished = unfinished.with_stem(f"{unfinished.stem}-{key[:6]}")
             with _run_folder(folder, key) as run:
-                weights = sum(p.numel() for p in network.adapter.parameters())
-                check_writable(run, STATE_SIZE * weights)
+                if folder is not None:
+                    check_room(run, sum(p.numel() for p in network.adapter.parameters()))
                 steps = _StepReports(report, losses, config.steps)
                 try:
                     fit(
@@ -224,6 +224,23 @@ def _check_folders(
             check_writable(next(place for place in unfinished.parents if place.exists()))
         except PFStorerError as error:  # the adapter may be wanted for this workflow alone
             warn(f"{error} Else the adapter cannot be saved.")
+
+
+def check_room(run: Path, weights: int) -> None:
+    """Finds out whether the states of a run can be written; a complete one writes none.
+
+    Args:
+        run: its folder.
+        weights: trained numbers.
+
+    Raises:
+        PFStorerError: see `files.check_writable`.
+    """
+    if (run / COMPLETE).exists():
+        return
+    state = run / "state"
+    there = state.stat().st_size if state.exists() else 0
+    check_writable(run, STATE_SIZE * weights - there)
 
 
 def _pictures(photos: Sequence[Tensor]) -> list[Tensor]:
@@ -357,13 +374,15 @@ def _preview(
 ) -> Sampler:
     """Restores one degraded view of a photo: (3, 3, size, size) pictures of LQ, now and clean.
 
-    Where memory runs out, the picture of now is grey: a training is worth more than its previews.
+    Where memory runs out, which is told once, the picture of now is grey: a training is worth more
+    than its previews.
     """
     generator = torch.Generator().manual_seed(seed)
     views = dataclasses.replace(VIEWS, window=(1.0, 1.0), rotation=0.0)
     clean = random_view(photo, size, views, generator)[None]  # (1, 3, size, size)
     lq = degrade(clean, DEGRADATIONS[PREVIEW_DEGRADATION], generator)
     lq_latent = encode(lq)
+    warned = False
 
     def restored_view(network: nn.Module) -> Tensor:
         device = next(network.parameters()).device
@@ -374,13 +393,16 @@ def _preview(
         return picture[:, :, :size, :size].cpu().float()
 
     def draw(network: nn.Module) -> Tensor:
+        nonlocal warned
         now = torch.full_like(clean, 0.5)
         try:
             now = restored_view(network)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            warn("Out of memory in the preview, which is left out; the training goes on.")
+            if not warned:
+                warn("Out of memory in the preview, which is left out; the training goes on.")
+            warned = True
         return torch.cat([lq, now, clean]).clamp(0, 1)
 
     return draw

@@ -2,13 +2,14 @@
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import comfy.model_management as mm
-import torch
 
 from ..errors import PFStorerError
+from ..memory import lacks_memory
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +34,16 @@ def available_memory(model_patcher: Any) -> float:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device has no memory left; not every device has a class."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
+    """Whether an error says that a device has no memory left, as ComfyUI or torch tell it."""
     told_by_host = getattr(mm, "is_oom", None)  # unknown to older versions
     if told_by_host is not None and told_by_host(error):
         return True
-    text = str(error).lower()
-    told = any(t in text for t in ("out of memory", "not enough memory", "can't allocate memory"))
-    return isinstance(error, RuntimeError) and told
+    return lacks_memory(error)
 
 
 @contextlib.contextmanager
 def lack_of_memory_told(text: str) -> Iterator[None]:
-    """Turns a lack of memory within it into a sentence.
+    """Turns a lack of memory within it into a sentence, and unloads ComfyUI's models.
 
     Args:
         text: where it is met and what to do.
@@ -60,9 +57,12 @@ def lack_of_memory_told(text: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    # After the handler, because the error holds on to the tensors of what was tried.
+        # The error stays the context of the sentence, and would hold the tensors of what was tried.
+        traceback.clear_frames(error.__traceback__)
+    # ComfyUI does so for the errors that it knows as a lack of memory, which the sentence is not.
+    mm.unload_all_models()
     mm.soft_empty_cache()
-    raise PFStorerError(f"Out of memory {text}")
+    raise PFStorerError(f"Out of memory {text}") from None
 
 
 def retry_smaller(

@@ -180,7 +180,7 @@ def restore(
     sizes = pass_sizes(given, (height, width), chosen.upscaling, known, bundled)
     if any(identity.strength == AUTO for identity in identities):
         model = choose_gammas(model, resize_bicubic(rgb, sizes[0]))
-    if chosen.check_person and can_check_persons(model):
+    if chosen.check_person and identities and can_check_persons(model):
         report.status("looking whose face it is")
         for line in check_persons(model, vae, rgb):
             report.line(str(line))

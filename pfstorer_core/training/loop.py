@@ -28,6 +28,9 @@ Objective = Callable[[nn.Module, torch.Generator], tuple[Tensor, dict[str, Tenso
 Sampler = Callable[[nn.Module], Tensor]  # model with EMA weights -> (3, H, W) sheet in [0, 1]
 StepReport = Callable[[int, dict[str, float]], None]  # steps done, the step's scalars
 
+# of gradients in fp16, which begins at 2**16 and is halved at each step that overflows
+_SMALLEST_SCALE = 1.0
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -115,7 +118,8 @@ def fit(
 
     Raises:
         PFStorerError: the folder holds a run of another seed, or the loss or the gradients are not
-            finite; the weights are then those of the step before.
+            finite, in fp16 however small they are scaled; the weights are then those of the step
+            before.
     """
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -192,16 +196,18 @@ def _fit(
         parts |= {f"optimizer_{k}": optimizer, f"schedule_{k}": schedule}
     told: set[str] = set()
 
-    def keep() -> None:
+    def keep(goes_on: bool = False) -> None:
         if not accelerator.is_main_process:
             return
         try:
             save_state(folder / "state", parts, step, {"config": asdict(config)})
         except PFStorerError as error:  # hours of training are worth more than their state
-            sentence = f"{error} The training goes on, but cannot be taken up after a stop."
+            sentence = str(error)
+            if goes_on:
+                sentence += " The training goes on, but cannot be taken up after a stop."
             log.warning("%s", sentence)
-            if sentence not in told:
-                told.add(sentence)
+            if str(error) not in told:
+                told.add(str(error))
                 on_warning(sentence)
 
     step = load_state(folder / "state", parts, config.seed) if (folder / "state").exists() else 0
@@ -230,11 +236,15 @@ def _fit(
                 for optimizer in optimizers.all:
                     scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-            if scaler is None:  # which leaves out such steps
-                _check_finite("norm of the gradients", norm, step)
+            _check_gradients(norm, scaler, step)
             touched = True
             for optimizer, schedule in zip(optimizers.all, schedules, strict=True):
-                optimizer.step() if scaler is None else scaler.step(optimizer)
+                if scaler is None:
+                    optimizer.step()
+                # Clipping by such a norm spoils all gradients, and the scaler knows only of those
+                # of one optimizer.
+                elif math.isfinite(float(norm)):
+                    scaler.step(optimizer)
                 schedule.step()
             if scaler is not None:
                 scaler.update()
@@ -271,7 +281,7 @@ def _fit(
             raise
         due = _due(config.save_every, step, config)
         if due or out_of_time or step == config.steps:
-            keep()
+            keep(goes_on=not out_of_time and step < config.steps)
         if out_of_time:
             break
     progress.close()
@@ -287,6 +297,12 @@ def _check_finite(name: str, value: Tensor, step: int) -> None:
             f"The {name} was {number} at step {step + 1}: lower the learning rate or choose "
             "the precision 'no' (float32)."
         )
+
+
+def _check_gradients(norm: Tensor, scaler: torch.amp.GradScaler | None, step: int) -> None:
+    # A scaler leaves such steps out and scales less, which helps if it was an overflow.
+    if scaler is None or scaler.get_scale() <= _SMALLEST_SCALE:
+        _check_finite("norm of the gradients", norm, step)
 
 
 def _with_average(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import PFStorerError
 from ..files import first_line, write_whole
+from ..memory import lacks_memory
 
 
 class TrainedWeights:
@@ -67,6 +68,8 @@ def load_state(path: Path, parts: dict[str, Any], seed: int) -> int:
         state = torch.load(path, map_location="cpu", weights_only=True)
         kept_seed = state["settings"]["config"]["seed"]
     except Exception as error:  # torch.load raises many types for a damaged file
+        if lacks_memory(error):
+            raise
         raise PFStorerError(
             f"The training state {path} cannot be read ({first_line(error)}): delete it to start "
             "anew."

@@ -57,12 +57,15 @@ def start(folder: Path, scripts: Path, script: str, *arguments: Any) -> subproce
     line = f"import sys, runpy; sys.path.insert(0, {str(scripts)!r}); "
     line += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-I", "-S", "-c", line, scripts / script, *arguments]
+    # A shell's background jobs, and what they start, ignore the signal of Ctrl+C.
+    heed = None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(
         [str(part) for part in command],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed,
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management as mm
+import comfy.utils
 import folder_paths
 import pytest
 import safetensors.torch
@@ -238,6 +240,38 @@ def test_alpha_is_left_out_and_said(pack: Any) -> None:
     (image,), text = degraded(pack, transparent)
     assert torch.equal(image, degraded(pack, view)[0][0])
     assert text.endswith("The alpha channel is left out.")
+
+
+def test_a_large_batch_shows_progress_and_can_be_stopped(pack: Any) -> None:
+    view = portraits(pack, 1)
+    batch = view.expand(3, -1, -1, -1)
+    stopping = False
+    seen: list[tuple[int, int]] = []
+
+    def hook(value: int, total: int, preview: Any, node_id: Any = None) -> None:
+        seen.append((value, total))
+        if stopping:
+            mm.interrupt_current_processing()
+
+    comfy.utils.set_progress_bar_global_hook(hook)
+    try:
+        for run in (lambda: compared(pack, batch, truth=view), lambda: degraded(pack, batch)):
+            stopping = False
+            seen.clear()
+            run()
+            assert seen[0] == (1, 3) and seen[-1] == (3, 3)
+            stopping = True
+            seen.clear()
+            with pytest.raises(mm.InterruptProcessingException):
+                run()
+            assert seen == [(1, 3)]
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+
+
+def test_a_blur_wider_than_the_picture_is_refused(pack: Any) -> None:
+    with pytest.raises(ValueError, match=r"sigma of 3200 px .* lower blur, or person_size"):
+        degraded(pack, portraits(pack, 1), explicit(blur=100.0), person_size=16384)
 
 
 @pytest.mark.parametrize("broken", [torch.nan, 255.0])

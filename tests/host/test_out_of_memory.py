@@ -4,6 +4,7 @@ A limit on the size of what a real network takes stands for a small GPU.
 """
 
 import logging
+import weakref
 from typing import Any
 
 import comfy.model_management as mm
@@ -18,7 +19,7 @@ from torch import nn
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host import vae_tiles
-from pfstorer_core.host.memory import is_out_of_memory
+from pfstorer_core.host.memory import is_out_of_memory, lack_of_memory_told
 from pfstorer_core.host.tiles import TileLayout
 
 SIZE = (16, 24)
@@ -132,6 +133,24 @@ def test_what_says_that_memory_is_out(error: BaseException) -> None:
 )
 def test_what_says_something_else(error: BaseException) -> None:
     assert not is_out_of_memory(error)
+
+
+def test_nothing_of_what_was_tried_stays_while_it_is_told(loaded) -> None:
+    tried: list[weakref.ref[torch.Tensor]] = []
+
+    def attempt() -> None:
+        big = torch.zeros(1000)
+        tried.append(weakref.ref(big))
+        raise torch.OutOfMemoryError("Allocation on device")
+
+    mm.load_models_gpu([loaded[0]])
+    assert mm.loaded_models()
+    with pytest.raises(PFStorerError, match=r"^Out of memory here; do less\.$") as caught:
+        with lack_of_memory_told("here; do less."):
+            attempt()
+    assert isinstance(caught.value.__context__, torch.OutOfMemoryError)
+    assert tried[0]() is None
+    assert not mm.loaded_models()
 
 
 class TestVAE:

@@ -3,6 +3,7 @@
 The hooks are PyTorch's own, and raise where a real GPU does.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,12 @@ from torch import Tensor, nn
 from pfstorer_core import host
 from pfstorer_core.adapter import IdentityAdapter
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host.identity_training import TrainingProgress
+from pfstorer_core.host.identity_training import (
+    COMPLETE,
+    STATE_SIZE,
+    TrainingProgress,
+    check_room,
+)
 from pfstorer_core.host.sampling import encode_lq, encode_references
 from pfstorer_core.personalization import PersonalizationBlock
 
@@ -97,7 +103,7 @@ def test_no_memory_for_the_preview_leaves_it_out(loaded: Any, whole: IdentityAda
     with without_memory(lambda m: m is decoder):
         adapter = train(loaded, reports.append, on_warning=told.append)
     assert same(adapter, whole)
-    assert told.count("Out of memory in the preview, which is left out; the training goes on.") == 2
+    assert told.count("Out of memory in the preview, which is left out; the training goes on.") == 1
     sheet = [r.sheet for r in reports if r.sheet is not None][-1]
     assert (sheet[:, 64:, 128:256] == 0.5).all(), "grey in place of the picture of now"
 
@@ -119,6 +125,19 @@ def test_a_folder_for_states_is_tried_before_the_work(loaded: Any, tmp_path: Pat
     with pytest.raises(PFStorerError, match=r"Nothing can be written to '.*file' "):
         train(loaded, reports.append, folder=tmp_path / "file")
     assert not reports
+
+
+def test_room_is_asked_for_what_a_run_will_still_write(tmp_path: Path) -> None:
+    lacking = 2**29  # bytes, more than other programs free meanwhile
+    weights = (shutil.disk_usage(tmp_path).free + lacking) // STATE_SIZE
+    with pytest.raises(PFStorerError, match=r"MiB of free space, but \d+ MiB are needed"):
+        check_room(tmp_path, weights)
+    with (tmp_path / "state").open("wb") as file:
+        file.truncate(2 * lacking)  # takes no room where files may have holes
+    check_room(tmp_path, weights)
+    (tmp_path / "state").unlink()
+    (tmp_path / COMPLETE).touch()
+    check_room(tmp_path, weights)
 
 
 def test_a_folder_for_adapters_that_cannot_be_written_is_told_before(

@@ -22,7 +22,7 @@ from pfstorer_core.comparison import (
     TRUTH,
     compare,
 )
-from pfstorer_core.comparison_sheet import panels, sheet
+from pfstorer_core.comparison_sheet import panels, sheet, sheet_notes
 from pfstorer_core.degradation import PRESETS, degrade, resize_bicubic
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.face_crops import POINTS
@@ -329,3 +329,42 @@ def test_without_a_truth_the_sheet_shows_a_reference() -> None:
 def test_many_pictures_make_no_boundless_sheet() -> None:
     result = compare([plain(1, 0, 0, size=(400, 400))] * 30, truth=[plain(0, 1, 0)] * 30)
     assert max(sheet(result).shape) <= 8192
+    assert sheet_notes(result) == []
+    many = compare([plain(1, 0, 0, size=(9, 7))] * 400, truth=[plain(0, 1, 0)])
+    assert 8000 < sheet(many).shape[1] <= 8192
+    (note,) = sheet_notes(many)
+    assert note == "The picture shows the first 90 of 400 items; the figures are of all."
+
+
+def test_a_large_batch_has_few_lines_and_all_notes_in_its_report() -> None:
+    result = compare(
+        [plain(0, 1, 0)] * 30,
+        references=[plain(1, 0, 0)],
+        embedding=MeanColour(),
+        find_faces=lambda picture: [torch.tensor(POINTS)] * int(picture[0, 0, 0]),
+    )
+    lines = result.lines()
+    assert len(lines) == 9
+    assert lines[-1] == "The report has 23 more notes."
+    assert result.report().count("no face was found") == 30
+
+
+def test_progress_counts_to_its_end_and_can_stop_it() -> None:
+    given = {
+        "truth": [plain(1, 0, 0)],
+        "lq": [plain(0, 1, 0)],
+        "references": [plain(1, 0, 0), plain(0, 1, 0)],
+        "embedding": MeanColour(),
+    }
+    restored = [plain(0, 1, 0)] * 3
+    for find_faces, total in ((None, 6 + 2 + 9), (lambda _: [torch.tensor(POINTS)], 17 + 2 + 3)):
+        seen: list[tuple[int, int]] = []
+        compare(restored, find_faces=find_faces, progress=lambda *at, s=seen: s.append(at), **given)
+        assert seen == [(k, total) for k in range(1, total + 1)]
+
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        compare(restored, progress=stop, **given)

@@ -1,13 +1,20 @@
 """Degradation with chosen values."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from pfstorer_core.degradation import jpeg, resize_bicubic
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.exact_degradation import ExactDegradation, blur_in_pixels, degrade_exactly
+from pfstorer_core.exact_degradation import (
+    WIDEST_BLUR,
+    ExactDegradation,
+    blur_in_pixels,
+    degrade_exactly,
+)
 from pfstorer_core.kernels import blur_kernel, filter_image
 
 ALL = ExactDegradation(blur=8.0, downsample=3.0, noise=10.0, jpeg_quality=50)
@@ -63,6 +70,54 @@ def test_a_batch_equals_its_items_one_by_one(images: torch.Tensor) -> None:
     same = generator(3)
     alone = [degrade_exactly(item[None], ALL, same) for item in images]
     assert torch.equal(degrade_exactly(images, ALL, generator(3)), torch.cat(alone))
+
+
+def test_a_wide_blur_is_that_of_the_whole_kernel() -> None:
+    """It is done at a smaller size: near to the full kernel; one less wide equals it."""
+    torch.manual_seed(2)
+    image = resize_bicubic(torch.rand(1, 3, 7, 5), (420, 300))
+    for sigma, tolerance in ((64.0, 0.6 / 255), (65.0, 2 / 255), (150.0, 2 / 255)):
+        exact = ExactDegradation(blur=sigma / 2)
+        blurred = degrade_exactly(image, exact, generator(), person=1024)
+        expected = filter_image(image, blur_kernel(sigma, sigma))
+        assert torch.allclose(blurred, expected, atol=tolerance), sigma
+    assert torch.equal(
+        degrade_exactly(image, ExactDegradation(blur=32.0), generator(), person=1024),
+        filter_image(image, blur_kernel(64.0, 64.0)).mul(255).round() / 255,
+    )
+
+
+class LargestTensor(TorchFunctionMode):
+    """Notes the values of the largest tensor that any function returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.values = max(self.values, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("size", [(3072, 3072), (2, 8192), (8192, 65), (1, 1)])
+def test_the_widest_blurs_take_little_memory(size: tuple[int, int]) -> None:
+    ramp = torch.linspace(0, 1, max(size)).mul(255).round() / 255
+    image = (ramp if size[1] == max(size) else ramp[:, None]).expand(1, 3, *size)
+    widest = min(16384, int(WIDEST_BLUR * max(size) * 512 / 100))
+    for person in (0, widest):
+        with LargestTensor() as largest:
+            result = degrade_exactly(image, ExactDegradation(blur=100.0), generator(), person)
+        assert result.shape == image.shape
+        assert float((result.mean() - image.mean()).abs()) < 0.01
+        assert image.numel() <= largest.values < 1.5 * image.numel() + 3 * 1300**2
+
+
+def test_a_blur_wider_than_the_picture_is_refused() -> None:
+    image = torch.full((1, 3, 64, 64), 0.5)
+    with pytest.raises(PFStorerError, match=r"sigma of 3200 px in a picture of 64 x 64.*lower"):
+        degrade_exactly(image, ExactDegradation(blur=100.0), generator(), person=16384)
 
 
 @pytest.mark.parametrize(

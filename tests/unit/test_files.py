@@ -12,7 +12,13 @@ import safetensors.torch
 import torch
 
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.files import check_writable, read_weights, write_safetensors
+from pfstorer_core.files import (
+    _PARTIAL,
+    _partial,
+    check_writable,
+    read_weights,
+    write_safetensors,
+)
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.ones(4, dtype=torch.float16)}
 
@@ -195,14 +201,23 @@ def test_disk_full_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    left, living = (tmp_path / f".other.safetensors.{name}.part" for name in ("left", "living"))
-    own = tmp_path / ".notes.part"
-    for file in (left, living, own):
+    left, probe, living = (
+        tmp_path / f".{name}.safetensors.{digit * 32}.part"
+        for name, digit in (("other", "a"), ("probe", "b"), ("other", "c"))
+    )
+    names = (".notes.part", ".film.safetensors.part", ".w.safetensors.download.part")
+    foreign = [tmp_path / name for name in names]
+    for file in (left, probe, living, *foreign):
         file.write_bytes(b"half")
-    os.utime(left, (0, 0))
-    os.utime(own, (0, 0))
+        if file != living:
+            os.utime(file, (0, 0))
     write_safetensors(path, WEIGHTS, {})
-    assert set(tmp_path.iterdir()) == {path, living, own}
+    assert set(tmp_path.iterdir()) == {path, living, *foreign}
+
+
+def test_a_killed_writers_and_probes_names_are_known() -> None:
+    for name in ("w.safetensors", "probe.safetensors"):
+        assert _PARTIAL.fullmatch(_partial(Path(name)).name)
 
 
 def test_unwritable_places(tmp_path: Path) -> None:
@@ -235,6 +250,13 @@ class TestDigest:
             else:
                 assert torch.equal(tensors["a"], torch.arange(4.0)) and metadata == {"made": "here"}
         assert refused > 0.9 * (len(whole) - 15) * 8
+
+    def test_a_changed_file_is_told_from_a_broken_one(self, tmp_path: Path) -> None:
+        path = tmp_path / "w.safetensors"
+        write_safetensors(path, WEIGHTS, {"made": "here"})
+        path.write_bytes(path.read_bytes().replace(b"here", b"home"))
+        with pytest.raises(PFStorerError, match=r"'w.* was changed by another program .*copy it"):
+            read_weights(path)
 
     def test_files_without_one_are_read(self, tmp_path: Path) -> None:
         safetensors.torch.save_file(WEIGHTS, tmp_path / "w.safetensors", metadata={"a": "b"})
@@ -287,6 +309,24 @@ class TestMemory:
         with pytest.raises(PFStorerError, match=r"asks for m0.f, .* and 997 others when") as caught:
             read_weights(tmp_path / "w.ckpt")
         assert len(str(caught.value)) < 300
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what a process maps")
+@pytest.mark.parametrize("kind", ["safetensors", "torch"])
+def test_a_lack_of_memory_is_no_damage(kind: str, tmp_path: Path) -> None:
+    import resource
+
+    path, large = tmp_path / "w.safetensors", {"large": torch.zeros(2**24)}  # 64 MiB
+    torch.save(large, path) if kind == "torch" else safetensors.torch.save_file(large, path)
+    read_weights(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**24, hard))
+    try:
+        with pytest.raises(PFStorerError, match=r"^There is not enough memory to read 'w\.safe"):
+            read_weights(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.training.base import BaseTrainingConfig, restoration_objective
-from pfstorer_core.training.loop import LoopConfig, fit, step_generator
+from pfstorer_core.training.loop import LoopConfig, _check_gradients, fit, step_generator
 from pfstorer_core.training.losses import noise_schedule
 from pfstorer_core.training.optimizers import Optimizers
 from pfstorer_core.training.pool import LatentPool
@@ -376,6 +376,21 @@ class TestFaults:
         assert torch.equal(weights(whole), weights(model))
         assert len(told) == 1 and "could not be written" in told[0] and "goes on" in told[0]
         assert caplog.text.count("could not be written") == 2  # at steps 8 and 12
+        assert caplog.text.count("goes on") == 1  # at step 8
+
+    def test_a_scaler_has_so_many_tries_and_no_more(self):
+        weight = nn.Parameter(torch.ones(1))
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        scaler = torch.amp.GradScaler("cpu")
+        nan = torch.tensor(float("nan"))
+        with pytest.raises(PFStorerError, match="norm of the gradients was nan at step 17: lower"):
+            for step in range(100):
+                scaler.scale(weight.sum() * nan).backward()
+                _check_gradients(nan, scaler, step)
+                scaler.step(optimizer)
+                scaler.update()
+        assert weight.item() == 1 and scaler.get_scale() == 1
+        _check_gradients(torch.ones(()), scaler, 0)
 
     def test_a_full_disk_leaves_the_old_state(self, tmp_path):
         resource = pytest.importorskip("resource")

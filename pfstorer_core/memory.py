@@ -1,0 +1,19 @@
+"""How running out of memory shows in plain torch."""
+
+import torch
+
+_SENTENCES = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",  # of Linux, where a file is mapped
+    "paging file is too small",  # of Windows, likewise
+)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left; not every device has a class."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, (RuntimeError, OSError)) and any(s in text for s in _SENTENCES)
