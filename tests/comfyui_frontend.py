@@ -8,6 +8,11 @@ from comfyui_client import PACK
 from playwright.sync_api import Page
 
 START_MS = 120_000
+# The first workflow, which replaces what is in the graph, is there, and selections are noticed;
+# which of them comes last depends on the frontend's version.
+READY = """type =>
+    window.app?.vueAppReady && window.LiteGraph?.registered_node_types[type]
+    && app.extensionManager?.workflow?.activeWorkflow && !!app.canvas?.onSelectionChange"""
 IMAGES_SHOWN = """type => {
     const nodes = app.graph._nodes.filter(n => n.type === type);
     const shown = image => image.complete && image.naturalWidth > 0;
@@ -48,7 +53,8 @@ ONE_NODE = """async type => {
     app.canvas.ds.reset();
     app.canvas.setDirty(true, true);
     while (!app.canvas.visible_nodes?.includes(node)) await new Promise(requestAnimationFrame);
-    return {x: 360, y: 185};
+    const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + 60, node.pos[1] - 15]);
+    return {x, y};
 }"""
 HELP_SHOWN = """title => {
     const page = document.querySelector(".node-help-content .markdown-content");
@@ -87,11 +93,7 @@ class Frontend:
         self.errors: list[str] = []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.goto(url)
-        page.wait_for_function(
-            "id => window.app?.vueAppReady && window.LiteGraph?.registered_node_types[id]",
-            arg="PFStorerLoadBaseRestorer",
-            timeout=START_MS,
-        )
+        page.wait_for_function(READY, arg="PFStorerLoadBaseRestorer", timeout=START_MS)
 
     def open_template(self, name: str) -> None:
         """Opens one of this plugin's templates through the dialog, as a user does."""
@@ -193,8 +195,6 @@ class Frontend:
             The page's `headings`, its number of `images`, the addresses of `broken` ones, and
             texts around `marks` that are shown instead of taken as bold.
         """
-        # set last: after the first workflow, which would replace the node, and before any selection
-        self.page.wait_for_function("!!app.canvas.onSelectionChange")
         title_bar = self.page.evaluate(ONE_NODE, node_type)
         self.page.locator("#graph-canvas").click(position=title_bar)
         self.page.get_by_test_id("info-button").click()
