@@ -46,9 +46,11 @@ SET_WIDGETS = """([type, values]) => {
 
 # The node alone on the canvas; returns a place on its title, in pixels of the canvas.
 ONE_NODE = """async type => {
+    // not where the last one was: two quick clicks in one place rename a node and do not select it
+    const lower = app.graph._nodes[0]?.pos[1] === 200;
     app.graph.clear();
     const node = LiteGraph.createNode(type);
-    node.pos = [300, 200];
+    node.pos = [300, lower ? 260 : 200];
     app.graph.add(node);
     app.canvas.ds.reset();
     app.canvas.setDirty(true, true);
