@@ -86,10 +86,12 @@ class Trial:
 
     Args:
         options: the command line.
+        evaluation: further options of scripts/evaluate.py.
     """
 
-    def __init__(self, options: argparse.Namespace):
-        given = parse_options(["--out", str(options.out), "--count", str(options.people)])
+    def __init__(self, options: argparse.Namespace, *evaluation: str):
+        common = ["--out", str(options.out), "--count", str(options.people)]
+        given = parse_options([*common, *evaluation])
         self.out: Path = options.out
         self.steps: int = options.steps
         self.bench = Bench(given)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from evaluate import parse_options, run
+from evaluate_tiles import Trial
+from evaluate_trust import STRENGTHS, gamma, guard, parse
 from PIL import Image
 from torchvision.utils import save_image
 
@@ -63,3 +65,14 @@ def test_a_folder_with_too_few_photos_ends_with_a_sentence(tmp_path: Path) -> No
     save_image(portrait_set(5_000_000, 1, seed=1)[0], tmp_path / "only.png")
     with pytest.raises(PFStorerError, match="holds 1 photos"):
         run(parse_options([*SMALL, *FEW, "--photos", str(tmp_path), "--out", str(tmp_path)]))
+
+
+def test_automatic_gamma_and_the_person_check_are_measured(tmp_path: Path) -> None:
+    options = parse(["--out", str(tmp_path), "--people", "2", "--steps", "2"])
+    trial = Trial(options, *SMALL, *FEW)
+    rows = [line.split(" | ") for line in gamma(trial).splitlines() if line.startswith("| ")][1:]
+    assert [row[1] for row in rows] == ["0", "0.5", "1", "auto"] * len(STRENGTHS)
+    found = {(row[0][2:], row[1]): row[3] for row in rows}  # PSNR
+    assert found["extreme", "auto"] == found["extreme", "1"] != found["extreme", "0"]
+    table = [line for line in guard(trial).splitlines() if line.startswith("| ")][1:]
+    assert [line.split(" | ")[0][2:] for line in table] == list(STRENGTHS)
