@@ -16,7 +16,7 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +53,24 @@ CROWD_TILE = 176  # pixels
 NEAR = 4, 8  # pixels from a border: what is there is alike, also in its place in latent pixels
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+def parse_sections(
+    description: str | None, sections: Sequence[str], arguments: Sequence[str] | None
+) -> argparse.Namespace:
+    """Reads the command line of a script of several sections."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=REPO / "output" / "identity")
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--only", nargs="+", choices=sections, default=sections)
     parser.add_argument("--people", type=int, default=6)
     parser.add_argument("--steps", type=int, default=8, help="sampling steps")
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the chosen sections."""
-    options = parse(arguments)
+def run_sections(
+    options: argparse.Namespace, sections: Mapping[str, Callable[[Trial], str]], prefix: str
+) -> None:
+    """Runs the chosen sections; writes each report to OUT as PREFIX_SECTION.md and prints it."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     use_comfyui()
     import comfy.utils
@@ -76,9 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trial = Trial(options)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.only:
-        report = SECTIONS[name](trial)
-        (options.out / f"tiles_{name}.md").write_text(report, encoding="utf-8")
+        report = sections[name](trial)
+        (options.out / f"{prefix}_{name}.md").write_text(report, encoding="utf-8")
         print(report, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the chosen sections."""
+    run_sections(parse_sections(__doc__, list(SECTIONS), arguments), SECTIONS, "tiles")
 
 
 class Trial:

@@ -11,21 +11,18 @@ Markdown tables to OUT. Intervals are 95% bootstraps that resample people and th
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from in_process import use_comfyui
 from setup_host import REPO
 from torch import Tensor
 
 sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
 
-from evaluate_tiles import TRAINED, Trial
+from evaluate_tiles import TRAINED, Trial, parse_sections, run_sections
 from evaluation.people import Person, derive_seed
 from evaluation.tables import SIMILARITY, Figures, interval_text, markdown_table
 
@@ -70,30 +67,12 @@ STRENGTHS = {
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=REPO / "output" / "identity")
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
-    parser.add_argument("--people", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=8, help="sampling steps")
-    return parser.parse_args(arguments)
+    return parse_sections(__doc__, list(SECTIONS), arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the chosen sections."""
-    options = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    use_comfyui()
-    import comfy.utils
-
-    comfy.utils.set_progress_bar_enabled(False)
-    trial = Trial(options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name in options.only:
-        report = SECTIONS[name](trial)
-        (options.out / f"trust_{name}.md").write_text(report, encoding="utf-8")
-        print(report, flush=True)
+    run_sections(parse(arguments), SECTIONS, "trust")
 
 
 def degraded(person: Person, strength: str) -> tuple[Tensor, int]:
