@@ -7,6 +7,7 @@ paths are needed: the linear one makes training short on a CPU, the other keeps 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _GROUPS = 8  # of the group norm
+_DETAIL = 8  # full-resolution channels that the refinement gets from the latent
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class AutoencoderConfig:
         latent_channels: channels of the latent.
         encoder_width, decoder_width: channels of the convolutional paths.
         encoder_depth, decoder_depth: residual blocks in them.
+        refine_width: channels of the decoder's last layers at full resolution; 0 for none.
     """
 
     patch: int = 4
@@ -34,6 +37,7 @@ class AutoencoderConfig:
     encoder_depth: int = 2
     decoder_width: int = 96
     decoder_depth: int = 4
+    refine_width: int = 0
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -77,6 +81,27 @@ class _Path(nn.Module):
         return self.linear(x) + self.head(F.silu(h))
 
 
+class _Refinement(nn.Module):
+    """picture + convolutions of (picture, latent) at full resolution.
+
+    A patch decoder leaves a faint grid of its patches where a latent is not quite that of a
+    picture; this sees over their borders, and from the latent knows where in a patch it is.
+    """
+
+    def __init__(self, latent: int, patch: int, width: int, operations: Any, place: dict[str, Any]):
+        super().__init__()
+        self.patch = patch
+        self.detail = operations.Conv2d(latent, _DETAIL * patch**2, 1, **place)
+        self.conv_in = operations.Conv2d(3 + _DETAIL, width, 3, padding=1, **place)
+        self.conv_mid = operations.Conv2d(width, width, 3, padding=1, **place)
+        self.conv_out = operations.Conv2d(width, 3, 3, padding=1, **place)
+
+    def forward(self, picture: Tensor, latent: Tensor) -> Tensor:
+        detail = F.pixel_shuffle(self.detail(latent), self.patch)  # (B, _DETAIL, H, W)
+        h = F.silu(self.conv_in(torch.cat([picture, detail], 1)))
+        return picture + self.conv_out(F.silu(self.conv_mid(h)))
+
+
 class PatchAutoencoder(nn.Module):
     """Autoencoder with patch-wise down- and upsampling.
 
@@ -104,6 +129,9 @@ class PatchAutoencoder(nn.Module):
         self.decoder = _Path(
             latent, pixels, config.decoder_width, config.decoder_depth, operations, place
         )
+        self.refine: nn.Module | None = None
+        if config.refine_width:
+            self.refine = _Refinement(latent, config.patch, config.refine_width, operations, place)
 
     def encode(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, C, H / patch, W / patch); both multiples of patch."""
@@ -111,7 +139,8 @@ class PatchAutoencoder(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, h * patch, w * patch), about [-1, 1], not clamped."""
-        return F.pixel_shuffle(self.decoder(latent), self.config.patch)
+        picture = F.pixel_shuffle(self.decoder(latent), self.config.patch)
+        return picture if self.refine is None else self.refine(picture, latent)
 
     @torch.no_grad()
     def start_from_pca(self, images: Tensor) -> None:
@@ -137,6 +166,15 @@ class PatchAutoencoder(nn.Module):
         self.decoder.linear.weight.copy_((basis * scale)[:, :, None, None])
         self.decoder.linear.bias.copy_(mean)
         for path in (self.encoder, self.decoder):
-            outputs = [path.head, *(block.get_submodule("conv_out") for block in path.blocks)]
-            for parameter in (p for layer in outputs for p in layer.parameters()):
-                nn.init.zeros_(parameter)
+            _silence([path.head, *(block.get_submodule("conv_out") for block in path.blocks)])
+        self.silence_refinement()
+
+    def silence_refinement(self) -> None:
+        """Makes the refinement, if there is one, start as the identity."""
+        if self.refine is not None:
+            _silence([self.refine.get_submodule("conv_out")])
+
+
+def _silence(layers: Iterable[nn.Module]) -> None:
+    for parameter in (p for layer in layers for p in layer.parameters()):
+        nn.init.zeros_(parameter)

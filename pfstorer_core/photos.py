@@ -1,58 +1,81 @@
-"""Photos on disk, for training."""
+"""Photos on disk, in folders or tar files, for training and measuring."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from .errors import PFStorerError
-from .views import ViewConfig, random_view
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
-class PhotoFolder:
-    """The photos of a folder and its subfolders, read when they are needed.
+@dataclass(frozen=True)
+class Photo:
+    """A picture file that is read when it is needed.
 
-    Args:
-        folder: where the photos lie.
-        size: side of the views drawn from them, in pixels.
-        views: how views are drawn.
-
-    Raises:
-        PFStorerError: no photo there, or a file that is no picture or too small; the file is named.
+    Attributes:
+        name: of the file.
+        folder: name of the folder that it lies in.
+        content: the file, or what is in it (of a tar file).
+        short_side: of the picture, in pixels.
     """
 
-    def __init__(self, folder: Path, size: int, views: ViewConfig | None = None):
-        if not folder.is_dir():
-            raise PFStorerError(f"There is no folder '{folder}'; give one with photos in it.")
-        self.size, self.views = size, views or ViewConfig()
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
-        if not self.paths:
-            kinds = ", ".join(sorted(EXTENSIONS))
-            raise PFStorerError(f"The folder '{folder}' holds no photo; put {kinds} files into it.")
-        smallest = self.views.min_photo * size
-        for path in self.paths:
-            with _open(path) as photo:
-                if min(photo.size) < smallest:
-                    raise PFStorerError(
-                        f"Photo '{path.name}' has {photo.width} x {photo.height} pixels; views "
-                        f"of {size} need a short side of at least {round(smallest)}."
-                    )
+    name: str
+    folder: str
+    content: Path | bytes
+    short_side: int
 
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` views of random photos: (count, 3, size, size) in [0, 1]."""
-        index = torch.randint(len(self.paths), (count,), generator=generator).tolist()
-        return torch.stack(
-            [
-                random_view(load_photo(self.paths[k]), self.size, self.views, generator)
-                for k in index
-            ]
-        )
+    def load(self) -> Tensor:
+        """The picture, turned upright, as (3, H, W) in [0, 1].
+
+        Raises:
+            PFStorerError: the file is damaged.
+        """
+        return _load(self.content, self.name)
+
+
+def list_photos(places: Sequence[Path], smallest: float = 1) -> list[Photo]:
+    """The photos of folders and their subfolders, and of tar files, in the order of their names.
+
+    Args:
+        places: folders or uncompressed or compressed tar files.
+        smallest: of the short side, in pixels.
+
+    Raises:
+        PFStorerError: a place without photos, or a file that is no picture or too small; the file
+            is named.
+    """
+    found = []
+    for place in places:
+        files: list[tuple[str, str, Path | bytes]]
+        if place.is_dir():
+            paths = sorted(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            files = [(p.name, p.parent.name, p) for p in paths]
+        elif place.is_file():
+            files = _members(place)
+        else:
+            raise PFStorerError(f"There is no folder '{place}'; give one with photos in it.")
+        if not files:
+            kinds = ", ".join(sorted(EXTENSIONS))
+            raise PFStorerError(f"The folder '{place}' holds no photo; put {kinds} files into it.")
+        for name, folder, content in files:
+            with _open(content, name) as picture:
+                width, height = picture.size
+            if min(width, height) < smallest:
+                raise PFStorerError(
+                    f"Photo '{name}' has {width} x {height} pixels, but a short side of at least "
+                    f"{round(smallest)} is needed; replace or remove it."
+                )
+            found.append(Photo(name, folder, content, min(width, height)))
+    return found
 
 
 def load_photo(path: Path) -> Tensor:
@@ -61,20 +84,49 @@ def load_photo(path: Path) -> Tensor:
     Raises:
         PFStorerError: the file is no picture.
     """
-    with _open(path) as photo:
+    return _load(path, path.name)
+
+
+def _members(path: Path) -> list[tuple[str, str, Path | bytes]]:
+    try:
+        with tarfile.open(path) as archive:
+            members = sorted(
+                (m for m in archive if m.isfile() and _suffix(m.name) in EXTENSIONS),
+                key=lambda m: m.name,
+            )
+            files: list[tuple[str, str, Path | bytes]] = []
+            for member in members:
+                inside = PurePosixPath(member.name)
+                content = archive.extractfile(member)
+                assert content is not None  # a file has some
+                files.append((inside.name, inside.parent.name, content.read()))
+            return files
+    except (tarfile.TarError, OSError) as error:
+        raise PFStorerError(
+            f"'{path.name}' cannot be read as a tar file ({error}); give a folder or a tar file "
+            "of photos."
+        ) from error
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _load(content: Path | bytes, name: str) -> Tensor:
+    with _open(content, name) as photo:
         try:
             upright = ImageOps.exif_transpose(photo).convert("RGB")
         except (OSError, SyntaxError) as error:
             raise PFStorerError(
-                f"Photo '{path.name}' is damaged ({error}); replace or remove it."
+                f"Photo '{name}' is damaged ({error}); replace or remove it."
             ) from error
     return pil_to_tensor(upright).float() / 255
 
 
-def _open(path: Path) -> Image.Image:
+def _open(content: Path | bytes, name: str) -> Image.Image:
     try:
-        return Image.open(path)
+        return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
     except (UnidentifiedImageError, OSError) as error:
         raise PFStorerError(
-            f"'{path.name}' is no picture that can be read; replace or remove it."
+            f"'{name}' is no picture that can be read; replace or remove it."
         ) from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from pathlib import Path
 
 from in_process import use_comfyui
@@ -26,7 +27,14 @@ def main() -> None:
         "--checkpoint", type=Path, required=True, help="Stable Diffusion 1.5 or 2.1 checkpoint"
     )
     parser.add_argument(
-        "--photos", type=Path, required=True, help="folder of good photos (subfolders too)"
+        "--photos",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="folders (with subfolders) or tar files of good photos",
+    )
+    parser.add_argument(
+        "--tight", nargs="+", default=[], help="names of folders whose photos are all face"
     )
     parser.add_argument("--name", required=True, help="name of the restorer and its file")
     parser.add_argument(
@@ -38,7 +46,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--batch", type=int, default=8, help="pairs per step and device")
     parser.add_argument(
-        "--pairs", type=int, default=20_000, help="(clean, LQ) pairs to draw from the photos"
+        "--pairs", type=int, default=20_000, help="newest (clean, LQ) pairs that steps draw from"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes"
     )
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no")
@@ -52,19 +63,20 @@ def main() -> None:
 
     from pfstorer_core.degradation import PRESETS
     from pfstorer_core.host.base_training import train_base_restorer
-    from pfstorer_core.photos import PhotoFolder
+    from pfstorer_core.photos import list_photos
     from pfstorer_core.restorer import save
     from pfstorer_core.training.base import BaseTrainingConfig
     from pfstorer_core.training.loop import LoopConfig
+    from pfstorer_core.training.photo_views import PhotoViews, ViewMixture
 
-    photos = PhotoFolder(options.photos, options.size)
-    logging.info("%d photos", len(photos.paths))
+    photos = list_photos(options.photos, smallest=options.size / 2)
+    logging.info("%d photos", len(photos))
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
     restorer, done = train_base_restorer(
         model,
         clip,
         vae,
-        photos.draw,
+        PhotoViews(photos, options.size, options.tight, ViewMixture(drawn=0.0)),
         [(1.0, PRESETS["face"])],
         options.out,
         loop=LoopConfig(
@@ -73,11 +85,14 @@ def main() -> None:
             warmup_steps=min(500, options.steps // 10),
             ema_decay=0.9999,
             mixed_precision=options.mixed_precision,
+            capture=True,
+            check_every=10,
             seed=options.seed,
         ),
         training=BaseTrainingConfig(batch=options.batch),
         name=options.name,
         pairs=options.pairs,
+        workers=options.workers,
         max_seconds=options.max_seconds,
     )
     path = options.out / f"{options.name}.safetensors"

@@ -1,11 +1,14 @@
-"""Trains the mini restorer from nothing on procedural portraits, in stages that can be resumed.
+"""Trains the bundled restorer on photos and procedural portraits, in stages that can be resumed.
 
-    python scripts/train_mini.py autoencoder   # pictures to latents
-    python scripts/train_mini.py pool          # pairs of clean and LQ latents
-    python scripts/train_mini.py restorer      # UNet, encoder and SFT in that latent space
-    python scripts/train_mini.py export        # pfstorer_core/assets/mini_restorer.safetensors
+    python scripts/train_mini.py autoencoder --photos PHOTOS   # pictures to latents and back
+    python scripts/train_mini.py restorer --photos PHOTOS      # UNet, encoder and SFT on latents
+    python scripts/train_mini.py decoder --photos PHOTOS       # decoder on restored latents
+    python scripts/train_mini.py export                        # the file that the plugin brings
 
-Runs in ComfyUI's environment (scripts/setup_host.py makes one). On few CPU cores,
+PHOTOS are folders or tar files of good photos; without any, portraits are drawn. `--tight` names
+those of their folders whose photos are all face. With `--start RESTORER` the stages go on from a
+bundled restorer's weights. Worker processes cut and degrade views while the model trains. Runs in
+ComfyUI's environment (scripts/setup_host.py makes one), on its device. On few CPU cores,
 OMP_NUM_THREADS=1 is faster as soon as anything else runs beside it.
 """
 
@@ -14,10 +17,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from in_process import use_comfyui
@@ -26,19 +29,22 @@ from setup_host import REPO
 from torch import Tensor
 from torchvision.utils import make_grid
 
-sys.path.append(str(REPO))  # here already: most stages need no ComfyUI
+sys.path.append(str(REPO))  # the worker processes import this file without `main`
 
 from pfstorer_core.autoencoder import AutoencoderConfig, PatchAutoencoder
 from pfstorer_core.degradation import PRESETS, degrade
 from pfstorer_core.encoder import EncoderConfig
+from pfstorer_core.errors import PFStorerError
 from pfstorer_core.files import write_safetensors
 from pfstorer_core.metrics import psnr
-from pfstorer_core.painting import draw
-from pfstorer_core.restorer import BaseRestorer, save
+from pfstorer_core.photos import Photo, list_photos
+from pfstorer_core.restorer import BaseRestorer, load, save
 from pfstorer_core.training.autoencoder import (
     UNSEEN,
+    Decoding,
     NoisyRoundTrip,
     autoencoder_objective,
+    decoder_objective,
     random_portraits,
 )
 from pfstorer_core.training.base import (
@@ -46,188 +52,219 @@ from pfstorer_core.training.base import (
     restoration_objective,
     restore_latents,
 )
+from pfstorer_core.training.feed import PairFeed
 from pfstorer_core.training.loop import LoopConfig, fit
 from pfstorer_core.training.losses import noise_schedule
-from pfstorer_core.training.pool import build_shards, load_pool
+from pfstorer_core.training.photo_views import PhotoViews
+from pfstorer_core.training.pool import Encode
 
 if TYPE_CHECKING:
     from pfstorer_core.host.network import HostNetwork
 
 SIZE = 128
-AUTOENCODER = AutoencoderConfig(patch=4, latent_channels=12, encoder_width=64, decoder_width=64)
+AUTOENCODER = AutoencoderConfig(
+    patch=4,
+    latent_channels=16,
+    encoder_width=64,
+    encoder_depth=2,
+    decoder_width=96,
+    decoder_depth=4,
+    refine_width=24,
+)
 CONTEXT_DIM = 64
 UNET = {
-    "image_size": 32,
-    "in_channels": 12,
-    "out_channels": 12,
+    "image_size": SIZE // AUTOENCODER.patch,
+    "in_channels": AUTOENCODER.latent_channels,
+    "out_channels": AUTOENCODER.latent_channels,
     "model_channels": 64,
-    "num_res_blocks": [1, 1, 1],
-    "channel_mult": [1, 2, 2],
+    "num_res_blocks": [1, 2, 2],
+    "channel_mult": [1, 2, 3],
     "num_head_channels": 32,
     "num_heads": -1,
     "use_spatial_transformer": True,
     "use_linear_in_transformer": True,
     "context_dim": CONTEXT_DIM,
-    "transformer_depth": [0, 0, 1],
-    "transformer_depth_output": [0, 0, 0, 0, 1, 1],
+    "transformer_depth": [0, 0, 0, 1, 1],
+    "transformer_depth_output": [0, 0, 0, 0, 0, 1, 1, 1],
     "transformer_depth_middle": 1,
     "legacy": False,
 }
 ENCODER = EncoderConfig(
-    in_channels=12,
-    model_channels=32,
-    out_channels=32,
+    in_channels=AUTOENCODER.latent_channels,
+    model_channels=64,
+    out_channels=64,
     num_res_blocks=1,
     attention_resolutions=(4,),
-    channel_mult=(1, 2, 3),
+    channel_mult=(1, 2, 2),
     num_heads=4,
 )
-SFT_HIDDEN = 32
+SFT_HIDDEN = 48
 PROMPT_TOKENS = 8
 DEGRADATIONS = [
-    (0.20, PRESETS["light"]),
-    (0.35, PRESETS["medium"]),
-    (0.35, PRESETS["extreme"]),
-    (0.10, PRESETS["face"]),
+    (0.15, PRESETS["light"]),
+    (0.32, PRESETS["medium"]),
+    (0.30, PRESETS["extreme"]),
+    (0.23, PRESETS["face"]),
 ]
+SHOWN = 12  # photos that no stage trains on, for sample sheets; as many portraits
+LEVELS = ("light", "medium", "extreme")
+
+
+class Material:
+    """What a stage trains on, and what its samples show.
+
+    Args:
+        options: the command line.
+        device: of the training.
+    """
+
+    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
+        self.options, self.device = options, device
+        photos = list_photos(options.photos, smallest=SIZE / 2) if options.photos else []
+        generator = torch.Generator().manual_seed(options.seed)
+        order = torch.randperm(len(photos), generator=generator).tolist()
+        self.photos: list[Photo] = [photos[k] for k in order[SHOWN:]]
+        views = PhotoViews([photos[k] for k in order[:SHOWN]], SIZE, options.tight)
+        self.clean = random_portraits(SHOWN, generator, SIZE, first=UNSEEN, last=UNSEEN + 10**6)
+        if photos:
+            self.clean = torch.cat([self.clean, views.draw(SHOWN, generator)])
+        self.lq = [degrade(self.clean, PRESETS[name], generator) for name in LEVELS]
+        logging.info("%d photos", len(self.photos))
+
+    def feed(self, encode: Encode, capacity: int) -> PairFeed:
+        options = self.options
+        return PairFeed(
+            PhotoViews(self.photos, SIZE, options.tight),
+            DEGRADATIONS,
+            encode,
+            device=self.device,
+            workers=options.workers,
+            capacity=capacity,
+            first=min(capacity, options.first_pairs),
+            reuse=options.reuse,
+            seed=options.seed,
+        )
+
+
+def host_device() -> torch.device:
+    import comfy.model_management as mm
+
+    return mm.get_torch_device()
+
+
+def loop_config(options: argparse.Namespace, **settings: Any) -> LoopConfig:
+    changes = {"steps": options.steps, "learning_rate": options.learning_rate}
+    settings |= {name: value for name, value in changes.items() if value}
+    return LoopConfig(
+        mixed_precision="bf16", seed=options.seed, check_every=25, log_every=100, **settings
+    )
 
 
 def train_autoencoder(options: argparse.Namespace) -> None:
-    fast_draw = torch.compile(draw, dynamic=False)
+    material = Material(options, host_device())
+    feed = material.feed(lambda pictures: pictures, capacity=4096)
     torch.manual_seed(options.seed)
     autoencoder = PatchAutoencoder(AUTOENCODER)
-    generator = torch.Generator().manual_seed(options.seed)
-    start = torch.cat([random_portraits(32, generator, SIZE, draw=fast_draw) for _ in range(16)])
+    views = PhotoViews(material.photos, SIZE, options.tight)
+    start = views.draw(512, torch.Generator().manual_seed(options.seed))
     autoencoder.start_from_pca(start * 2 - 1)
-    unseen = random_portraits(
-        32, generator, SIZE, draw=fast_draw, first=UNSEEN, last=UNSEEN + 10**6
-    )
 
     def round_trip(model: torch.nn.Module) -> Tensor:
-        latents = [model.autoencoder.encode(x[None] * 2 - 1) for x in unseen]
-        output = torch.cat([model.autoencoder.decode(latent) for latent in latents])
-        output = ((output + 1) / 2).clamp(0, 1)  # (32, 3, H, W)
-        logging.info("round trip of unseen identities: %.2f dB", psnr(output, unseen).mean())
-        pairs = torch.stack([unseen[:24], output[:24]], 1).flatten(0, 1)  # (48, 3, H, W)
-        return make_grid(pairs, nrow=8, padding=0)
+        output = decoded(autoencoder, autoencoder.encode(material.clean.to(host_device()) * 2 - 1))
+        logging.info("round trip: %.2f dB", psnr(output, material.clean).mean())
+        return make_grid(torch.cat([material.clean, output]), nrow=SHOWN, padding=0)
 
-    config = LoopConfig(
-        steps=options.steps or 1800,
-        learning_rate=1.5e-3,
-        ema_decay=0.998,
-        weight_decay=0.0,
-        mixed_precision="bf16",
-        compile=True,
-        seed=options.seed,
-        sample_every=500,
-        save_every=250,
+    done = fit(
+        NoisyRoundTrip(autoencoder),
+        autoencoder_objective(feed, options.batch or 80),
+        loop_config(options, steps=5000, learning_rate=1.5e-3, ema_decay=0.999, weight_decay=0.0),
+        options.runs / "autoencoder",
+        sample=round_trip,
+        max_seconds=options.max_seconds,
+        kept={"feed": feed},
+        device=material.device,
     )
-    model = NoisyRoundTrip(autoencoder).to(memory_format=torch.channels_last)
-    folder = options.runs / "autoencoder"
-    objective = autoencoder_objective(AUTOENCODER, 16, SIZE, fast_draw)
-    done = fit(model, objective, config, folder, sample=round_trip, max_seconds=options.max_seconds)
-    write_safetensors(folder / "autoencoder.safetensors", autoencoder.state_dict(), {})
-    logging.info("autoencoder %s", "done" if done else "saved, not finished: run again to go on")
-
-
-def load_autoencoder(options: argparse.Namespace) -> PatchAutoencoder:
-    autoencoder = PatchAutoencoder(AUTOENCODER)
-    autoencoder.load_state_dict(load_file(options.runs / "autoencoder" / "autoencoder.safetensors"))
-    return autoencoder.eval().requires_grad_(False)
-
-
-def encode_with(autoencoder: PatchAutoencoder) -> Callable[[Tensor], Tensor]:
-    return lambda images: autoencoder.encode(images * 2 - 1)
-
-
-def build_pool(options: argparse.Namespace) -> None:
-    fast_draw = torch.compile(draw, dynamic=False)
-    autoencoder = load_autoencoder(options)
-    build_shards(
-        options.runs / "pool",
-        lambda count, generator: random_portraits(count, generator, SIZE, draw=fast_draw),
-        DEGRADATIONS,
-        encode_with(autoencoder),
-        range(*options.shards),
-        seed=options.seed,
-    )
-
-
-def build_network(seed: int) -> HostNetwork:
-    """The mini UNet with its restorer, untrained."""
-    use_comfyui()
-    from pfstorer_core.host.bundled import build_unet
-    from pfstorer_core.host.network import HostNetwork
-    from pfstorer_core.host.sites import find_sft_sites
-
-    torch.manual_seed(seed)
-    unet = build_unet(UNET)
-    channels = {site: channels for site, (channels, _) in find_sft_sites(unet).items()}
-    restorer = BaseRestorer.initialise(
-        channels,
-        ENCODER,
-        hidden=SFT_HIDDEN,
-        name="mini",
-        prediction_type="v_prediction",
-        license="GPL-3.0-or-later",
-    )
-    prompt = 0.5 * torch.randn(PROMPT_TOKENS, CONTEXT_DIM)
-    return HostNetwork(unet, restorer, prompt, train_base=True)
+    finish(options, "autoencoder", autoencoder, done)
 
 
 def train_restorer(options: argparse.Namespace) -> None:
-    autoencoder = load_autoencoder(options)
-    encode = encode_with(autoencoder)
-    network = build_network(options.seed)
-    pool = load_pool(options.runs / "pool")
+    material = Material(options, host_device())
+    autoencoder = load_autoencoder(options).to(material.device)
     schedule = noise_schedule("v_prediction")
-    generator = torch.Generator().manual_seed(options.seed)
-    clean = random_portraits(12, generator, SIZE, first=UNSEEN, last=UNSEEN + 10**6)
-    lq = torch.cat(
-        [degrade(clean, PRESETS[name], generator) for name in ("light", "medium", "extreme")]
-    )
+    network = build_network(options)
+    feed = material.feed(lambda pictures: autoencoder.encode(pictures * 2 - 1), options.capacity)
 
     def restored(model: torch.nn.Module) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            latent = restore_latents(model, schedule, encode(lq), steps=8, seed=0)
-        output = ((autoencoder.decode(latent.float()) + 1) / 2).clamp(0, 1)
-        target = clean.repeat(3, 1, 1, 1)
-        for name, out, low in zip(
-            ("light", "medium", "extreme"), output.split(12), lq.split(12), strict=True
-        ):
-            figures = [psnr(x, clean).mean() for x in (low, out)]
+        device, rows = material.device, []
+        for name, lq in zip(LEVELS, material.lq, strict=True):
+            with torch.autocast(device.type, torch.bfloat16):
+                lq_latent = autoencoder.encode(lq.to(device) * 2 - 1)
+                latent = restore_latents(model, schedule, lq_latent.float(), steps=8, seed=0)
+            output = decoded(autoencoder, latent.float())
+            figures = [psnr(x, material.clean).mean() for x in (lq, output)]
             logging.info("%s: LQ %.2f dB, restored %.2f dB", name, *figures)
-        rows = torch.stack(
-            [lq.unflatten(0, (3, 12)), output.unflatten(0, (3, 12)), target.unflatten(0, (3, 12))],
-            1,
-        )
-        return make_grid(rows.flatten(0, 2), nrow=12, padding=0)
+            rows += [lq, output]
+        return make_grid(torch.cat([*rows, material.clean]), nrow=SHOWN, padding=0)
 
-    config = LoopConfig(
-        steps=options.steps or 7500,
-        optimizer="muon",
-        learning_rate=2e-3,
-        warmup_steps=100,
-        ema_decay=0.999,
-        mixed_precision="bf16",
-        seed=options.seed,
-        sample_every=1000,
-        save_every=500,
-        log_every=100,
+    done = fit(
+        network,
+        restoration_objective(feed, schedule, BaseTrainingConfig(batch=options.batch or 128)),
+        loop_config(
+            options,
+            steps=20_000,
+            learning_rate=2e-3,
+            optimizer="muon",
+            warmup_steps=100,
+            ema_decay=0.999,
+            capture=True,
+            sample_every=500,
+            save_every=200,
+        ),
+        options.runs / "restorer",
+        sample=restored,
+        max_seconds=options.max_seconds,
+        kept={"feed": feed},
+        device=material.device,
     )
-    objective = restoration_objective(pool, schedule, BaseTrainingConfig(batch=24))
-    folder = options.runs / "restorer"
-    done = fit(network, objective, config, folder, sample=restored, max_seconds=options.max_seconds)
-    write_safetensors(folder / "network.safetensors", network.state_dict(), {})
-    logging.info("restorer %s", "done" if done else "saved, not finished: run again to go on")
+    finish(options, "restorer", network, done)
+
+
+def train_decoder(options: argparse.Namespace) -> None:
+    material = Material(options, host_device())
+    device, schedule = material.device, noise_schedule("v_prediction")
+    network = trained_network(options).to(device).eval().requires_grad_(False)
+    before = load_autoencoder(options).to(device)
+    autoencoder = load_autoencoder(options).train()
+    feed = material.feed(lambda pictures: pictures, capacity=2048)
+
+    def restored(model: torch.nn.Module) -> Tensor:
+        lq_latent = before.encode(material.lq[1].to(device) * 2 - 1)
+        latent = restore_latents(network, schedule, lq_latent, steps=8, seed=0)
+        rows = [decoded(before, latent), decoded(autoencoder, latent), material.clean]
+        own = decoded(autoencoder, before.encode(material.clean.to(device) * 2 - 1))
+        logging.info("round trip: %.2f dB", psnr(own, material.clean).mean())
+        return make_grid(torch.cat(rows), nrow=SHOWN, padding=0)
+
+    done = fit(
+        Decoding(autoencoder),
+        decoder_objective(feed, network, schedule, before, options.batch or 24),
+        loop_config(
+            options, steps=1500, learning_rate=5e-4, warmup_steps=50, ema_decay=0.99, save_every=100
+        ),
+        options.runs / "decoder",
+        sample=restored,
+        max_seconds=options.max_seconds,
+        kept={"feed": feed},
+        device=device,
+    )
+    finish(options, "decoder", autoencoder, done)
 
 
 def export(options: argparse.Namespace) -> None:
-    network = build_network(options.seed)
-    network.load_state_dict(load_file(options.runs / "restorer" / "network.safetensors"))
-    autoencoder = load_autoencoder(options)
-    pool = load_pool(options.runs / "pool", limit=1)
-    factors, bias = rgb_factors(autoencoder, pool.clean[:256].float())
+    network = trained_network(options)
+    autoencoder = load_autoencoder(options, "decoder")
+    views = Material(options, torch.device("cpu")).clean
+    factors, bias = rgb_factors(autoencoder, autoencoder.encode(views * 2 - 1))
     restorer = network.restorer
     restorer.info = dataclasses.replace(
         restorer.info,
@@ -254,10 +291,87 @@ def export(options: argparse.Namespace) -> None:
         **{f"first_stage_model.{k}": t.half() for k, t in autoencoder.state_dict().items()},
         "cond_stage_model.prompt": network.prompt.detach().half(),
     }
-    path = REPO / "pfstorer_core" / "assets" / "mini_restorer.safetensors"
-    path.parent.mkdir(exist_ok=True)
-    save(restorer.half(), path)
-    logging.info("%s: %.1f MB", path.name, path.stat().st_size / 1e6)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    save(restorer.half(), options.output)
+    logging.info("%s: %.1f MB", options.output.name, options.output.stat().st_size / 1e6)
+
+
+def build_network(options: argparse.Namespace) -> HostNetwork:
+    """The UNet with its restorer, untrained or with the weights of `--start`."""
+    from pfstorer_core.host.bundled import UNET_PREFIX, build_unet
+    from pfstorer_core.host.network import HostNetwork
+    from pfstorer_core.host.sites import find_sft_sites
+
+    torch.manual_seed(options.seed)
+    unet = build_unet(UNET)
+    channels = {site: channels for site, (channels, _) in find_sft_sites(unet).items()}
+    prompt = 0.5 * torch.randn(PROMPT_TOKENS, CONTEXT_DIM)
+    restorer = BaseRestorer.initialise(
+        channels,
+        ENCODER,
+        hidden=SFT_HIDDEN,
+        name="mini",
+        prediction_type="v_prediction",
+        license="GPL-3.0-or-later",
+    )
+    if options.start:
+        started = start_of(options)
+        unet.load_state_dict(part_of(started, UNET_PREFIX))
+        restorer.load_state_dict(started.float().state_dict())
+        prompt = part_of(started, "cond_stage_model.")["prompt"]
+    return HostNetwork(unet, restorer, prompt, train_base=True)
+
+
+def trained_network(options: argparse.Namespace) -> HostNetwork:
+    """The network as the stage "restorer" left it, or as `--start` has it."""
+    network = build_network(options)
+    path = options.runs / "restorer" / "restorer.safetensors"
+    if path.exists() or not options.start:
+        network.load_state_dict(load_file(path))
+    return network
+
+
+def load_autoencoder(options: argparse.Namespace, newest: str = "autoencoder") -> PatchAutoencoder:
+    """The frozen autoencoder of the newest stage that is there, or of `--start`."""
+    autoencoder = PatchAutoencoder(AUTOENCODER)
+    autoencoder.silence_refinement()
+    for stage in (newest, "autoencoder"):
+        path = options.runs / stage / f"{stage}.safetensors"
+        if path.exists():
+            autoencoder.load_state_dict(load_file(path))
+            break
+    else:
+        if not options.start:
+            raise PFStorerError(f"There is no trained autoencoder in '{options.runs}': train it.")
+        weights = part_of(start_of(options), "first_stage_model.")
+        # a file from before the refinement has all but that
+        autoencoder.load_state_dict({**autoencoder.state_dict(), **weights})
+    return autoencoder.eval().requires_grad_(False)
+
+
+def start_of(options: argparse.Namespace) -> BaseRestorer:
+    """The bundled restorer that `--start` names.
+
+    Raises:
+        PFStorerError: it is none, or of other sizes than this script trains.
+    """
+    restorer = load(options.start)
+    if (restorer.info.bundled or {}).get("unet") != UNET or restorer.info.encoder != ENCODER:
+        raise PFStorerError(
+            f"'{options.start}' is no bundled restorer of this script's sizes; leave --start out."
+        )
+    return restorer
+
+
+def part_of(restorer: BaseRestorer, prefix: str) -> dict[str, Tensor]:
+    """A bundled restorer's weights under a prefix, in float32."""
+    state = restorer.bundled_state or {}
+    return {k.removeprefix(prefix): t.float() for k, t in state.items() if k.startswith(prefix)}
+
+
+def decoded(autoencoder: PatchAutoencoder, latent: Tensor) -> Tensor:
+    """Pictures of latents: (B, 3, H, W) in [0, 1], on the CPU."""
+    return ((autoencoder.decode(latent) + 1) / 2).clamp(0, 1).cpu()
 
 
 def rgb_factors(
@@ -273,37 +387,55 @@ def rgb_factors(
     return solution[:-1].tolist(), solution[-1].tolist()
 
 
+def finish(options: argparse.Namespace, stage: str, model: torch.nn.Module, done: bool) -> None:
+    write_safetensors(options.runs / stage / f"{stage}.safetensors", model.state_dict(), {})
+    logging.info("%s %s", stage, "done" if done else "saved, not finished: run again to go on")
+
+
 STAGES = {
     "autoencoder": train_autoencoder,
-    "pool": build_pool,
     "restorer": train_restorer,
+    "decoder": train_decoder,
     "export": export,
 }
 
 
-def main() -> None:
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument(
-        "--runs",
+    add = parser.add_argument
+    add("stage", choices=STAGES)
+    add("--photos", type=Path, nargs="+", default=[], help="folders or tar files of good photos")
+    add("--tight", nargs="+", default=[], help="names of folders whose photos are all face")
+    add("--start", type=Path, help="bundled restorer whose weights to go on from")
+    add("--runs", type=Path, default=REPO / "runs" / "mini", help="states, logs and samples")
+    add("--steps", type=int, help="optimiser steps in all")
+    add("--batch", type=int, help="pictures per step")
+    add("--learning-rate", type=float, help="peak rate")
+    add("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes")
+    add("--capacity", type=int, default=150_000, help="pairs of latents held; 64 KiB each")
+    add("--first-pairs", type=int, default=20_000, help="pairs to make before the first step")
+    add("--reuse", type=float, default=4.0, help="how often a pair is used, on average")
+    add("--max-seconds", type=float, help="stop and save after this time; run again to go on")
+    add(
+        "--output",
         type=Path,
-        default=REPO / "runs" / "mini",
-        help="folder of states, logs and samples",
+        default=REPO / "pfstorer_core" / "assets" / "mini_restorer.safetensors",
     )
-    parser.add_argument("--steps", type=int, help="optimiser steps in all")
-    parser.add_argument(
-        "--shards", type=int, nargs=2, default=(0, 40), help="first and last + 1 shard of the pool"
-    )
-    parser.add_argument(
-        "--max-seconds", type=float, help="stop and save after this time; run again to go on"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    add("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse_options()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    use_comfyui()
     options.runs.mkdir(parents=True, exist_ok=True)
-    STAGES[options.stage](options)
+    try:
+        STAGES[options.stage](options)
+    except PFStorerError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -15,15 +15,10 @@ from ..encoder import EncoderConfig
 from ..errors import PFStorerError
 from ..restorer import BaseRestorer
 from ..training.base import BaseTrainingConfig, restoration_objective, restore_latents
+from ..training.feed import PairFeed, PictureSource
 from ..training.loop import LoopConfig, Sampler, fit
 from ..training.losses import noise_schedule
-from ..training.pool import (
-    ImageSource,
-    LatentPool,
-    WeightedDegradations,
-    build_shards,
-    load_pool,
-)
+from ..training.pool import WeightedDegradations
 from .loading import PREDICTION_TYPES
 from .network import HostNetwork, trainable_unet
 from .sites import find_sft_sites
@@ -56,7 +51,7 @@ def scaled_encoder(model: Any, vae: Any) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
         latent = vae.encode(images.movedim(1, -1))
-        return model.model.process_latent_in(latent).float().cpu()
+        return model.model.process_latent_in(latent).float()
 
     return encode
 
@@ -65,7 +60,7 @@ def train_base_restorer(
     model: Any,
     clip: Any,
     vae: Any,
-    source: ImageSource,
+    source: PictureSource,
     degradations: WeightedDegradations,
     folder: Path,
     *,
@@ -74,7 +69,8 @@ def train_base_restorer(
     name: str,
     encoder: EncoderConfig | None = None,
     hidden: int = 128,
-    pairs: int = 4096,
+    pairs: int = 20_000,
+    workers: int = 0,
     max_seconds: float | None = None,
 ) -> tuple[BaseRestorer, bool]:
     """Trains encoder and SFT blocks; UNet, text encoder and VAE stay as they are.
@@ -83,12 +79,13 @@ def train_base_restorer(
         model, clip, vae: a plain Stable Diffusion from ComfyUI's checkpoint loader.
         source: gives clean pictures of one size.
         degradations: (weight, config) of the LQ pictures.
-        folder: where latents, state, log and samples go; a run there is taken up.
+        folder: where state, log and samples go; a run there is taken up.
         loop, training: settings.
         name: of the restorer.
         encoder: sizes of the encoder; the official ones by default.
         hidden: hidden channels of the SFT blocks.
-        pairs: latent pairs to make from the source.
+        pairs: newest latent pairs that steps draw from; a tenth is made before the first step.
+        workers: processes that cut and degrade views meanwhile; 0 does it in this one.
         max_seconds: see `fit`.
 
     Returns:
@@ -100,52 +97,59 @@ def train_base_restorer(
     Source: StableSR (arXiv 2305.07015), section 3.1.
     """
     kind = prediction_type(model)
-    shard = min(1024, pairs)
     from accelerate import PartialState
 
     processes = PartialState()
-    build_shards(
-        folder / "pool",
+    feed = PairFeed(
         source,
         degradations,
         scaled_encoder(model, vae),
-        range(processes.process_index, -(-pairs // shard), processes.num_processes),
-        shard_size=shard,
-        batch=min(8, shard),
-        seed=loop.seed,
+        device=processes.device,
+        workers=workers,
+        capacity=pairs,
+        first=pairs // 10,
+        seed=loop.seed + processes.process_index,
     )
-    processes.wait_for_everyone()
-    pool = load_pool(folder / "pool")
+    shown = feed.shown(4)
     encoding = clip.encode_from_tokens_scheduled(clip.tokenize(""))[0][0]
     # Under inference mode tensors could not take part in training.
     with torch.inference_mode(False), torch.enable_grad():
         unet = trainable_unet(model)
         channels = {site: channels for site, (channels, _) in find_sft_sites(unet).items()}
-        sizes = encoder or EncoderConfig(in_channels=pool.clean.shape[1])
+        sizes = encoder or EncoderConfig(in_channels=shown[0].shape[1])
         torch.manual_seed(loop.seed)
         restorer = BaseRestorer.initialise(channels, sizes, hidden, name=name, prediction_type=kind)
         network = HostNetwork(
             unet, restorer, encoding.detach().clone()[0].float(), train_base=False
         )
         schedule = noise_schedule(kind)
-        objective = restoration_objective(pool, schedule, training)
-        sample = _sample_sheet(model, vae, pool, schedule)
-        done = fit(network, objective, loop, folder, sample=sample, max_seconds=max_seconds)
+        objective = restoration_objective(feed, schedule, training)
+        done = fit(
+            network,
+            objective,
+            loop,
+            folder,
+            sample=_sample_sheet(model, vae, shown, schedule),
+            max_seconds=max_seconds,
+            kept={"feed": feed},
+        )
     restorer.info = dataclasses.replace(restorer.info, context_dim=encoding.shape[-1])
     return restorer.cpu(), done
 
 
-def _sample_sheet(model: Any, vae: Any, pool: LatentPool, schedule: DDPMScheduler) -> Sampler:
-    """Sheets of the pool's first pictures: rows of LQ, restored, clean."""
-    clean, lq_latent = pool.clean[:4].float(), pool.lq[:4].float()  # (4, C, h, w)
+def _sample_sheet(
+    model: Any, vae: Any, shown: tuple[Tensor, Tensor], schedule: DDPMScheduler
+) -> Sampler:
+    """Sheets of clean and LQ latents (B, C, h, w) each: rows of LQ, restored, clean."""
+    clean, lq_latent = shown
 
     def decode(latent: Tensor) -> Tensor:
-        return vae.decode(model.model.process_latent_out(latent)).movedim(-1, 1).cpu()
+        return vae.decode(model.model.process_latent_out(latent.cpu())).movedim(-1, 1).cpu()
 
     def sheet(network: nn.Module) -> Tensor:
         device = next(network.parameters()).device
         restored = restore_latents(network, schedule, lq_latent.to(device), steps=20, seed=0)
-        rows = [decode(latent) for latent in (lq_latent, restored.cpu(), clean)]
+        rows = [decode(latent) for latent in (lq_latent, restored, clean)]
         return make_grid(torch.cat(rows).clamp(0, 1), nrow=len(clean), padding=0)
 
     return sheet

@@ -241,7 +241,10 @@ class BundledVAE(comfy.sd.VAE):
         latent, config = bundled["latent"], AutoencoderConfig(**bundled["autoencoder"])
         # The host's estimate is for Stable Diffusion's autoencoder.
         values = _LAYERS_HELD * max(config.encoder_width, config.decoder_width)
-        self.memory_used_decode = lambda shape, dtype: 4 * values * shape[-2] * shape[-1]
+        refinement = 4 * config.refine_width * config.patch**2
+        self.memory_used_decode = lambda shape, dtype: (
+            4 * (values + refinement) * shape[-2] * shape[-1]
+        )
         self.memory_used_encode = lambda shape, dtype: (
             4 * values * shape[-2] * shape[-1] / latent["downscale"] ** 2
         )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PFStorerError
-from .loop import Objective
+from .loop import Objective, on_device
 from .losses import diffusion_loss, diffusion_target, stratified_timesteps
-from .pool import LatentPool
+from .pool import Pairs
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -67,31 +67,31 @@ def restore_latents(
 
 
 def restoration_objective(
-    pool: LatentPool, schedule: DDPMScheduler, config: BaseTrainingConfig
+    pairs: Pairs, schedule: DDPMScheduler, config: BaseTrainingConfig
 ) -> Objective:
-    """The diffusion loss of restoring the pool's pictures.
+    """The diffusion loss of restoring pictures.
 
     Source: StableSR (arXiv 2305.07015), section 3.1; the pure-noise share is ours.
     """
 
     def objective(model: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        latent, lq_latent = pool.draw(config.batch, generator)  # (B, C, h, w) each
-        count = len(latent)
-        noise = torch.randn(latent.shape, generator=generator)
-        timesteps = stratified_timesteps(schedule, count, generator)
-        blind = torch.rand(count, 1, 1, 1, generator=generator) < config.noise_lq_probability
-        lq_noise = torch.randn(latent.shape, generator=generator)
-        spread = torch.rand(count, 1, 1, 1, generator=generator) * config.lq_noise
-        lq_latent = torch.where(blind, lq_noise, lq_latent + spread * lq_noise)
         device = next(model.parameters()).device
-        latent, lq_latent, noise, timesteps = (
-            x.to(device) for x in (latent, lq_latent, noise, timesteps)
-        )
+        generator = on_device(generator, device)
+        latent, lq_latent = (x.to(device) for x in pairs.draw(config.batch, generator))
+        count = len(latent)  # of (B, C, h, w) each
+        place: dict[str, Any] = {"generator": generator, "device": device}
+        noise = torch.randn(latent.shape, **place)
+        timesteps = stratified_timesteps(schedule, count, generator)
+        blind = torch.rand(count, 1, 1, 1, **place) < config.noise_lq_probability
+        lq_noise = torch.randn(latent.shape, **place)
+        spread = torch.rand(count, 1, 1, 1, **place) * config.lq_noise
+        lq_latent = torch.where(blind, lq_noise, lq_latent + spread * lq_noise)
         noisy = schedule.add_noise(latent, noise, timesteps)
         target = diffusion_target(schedule, latent, noise, timesteps)
         prediction = model(noisy, timesteps, lq_latent)
         losses = diffusion_loss(schedule, prediction, target, timesteps, config.snr_gamma)
-        seen = ~blind.flatten().to(device)
-        return losses.mean(), {"restore": losses[seen].mean() if seen.any() else losses.mean()}
+        seen = ~blind.flatten()
+        restore = (losses * seen).sum() / seen.sum().clamp(min=1)
+        return losses.mean(), {"restore": restore}
 
     return objective

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import PFStorerError
+from .capture import Captured
 from .optimizers import Optimizers
 from .state import TrainedWeights, load_state, save_state
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 # (model, step generator) -> (loss to minimise, named scalars for the log)
 Objective = Callable[[nn.Module, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 Sampler = Callable[[nn.Module], Tensor]  # model with EMA weights -> (3, H, W) sheet in [0, 1]
-StepReport = Callable[[int, dict[str, float]], None]  # steps done, the step's scalars
+StepReport = Callable[[int, dict[str, float]], None]  # steps done, the last one's scalars
 
 # of gradients in fp16, which begins at 2**16 and is halved at each step that overflows
 _SMALLEST_SCALE = 1.0
@@ -44,6 +45,11 @@ class LoopConfig:
         ema_decay: decay of the averaged weights, which are the result; warmed up as in diffusers.
         mixed_precision: "no", "bf16" or "fp16".
         compile: torch.compile the model (one graph; worth it on long runs).
+        capture: on CUDA, capture forward and backward once and replay them, so that the GPU does
+            not wait for launches. The first call's shapes are those of all; other calls, in
+            samples, run as usual.
+        check_every: steps between two looks at loss and gradients. A look waits for the device;
+            what is not finite ends the run there, with the last saved state.
         seed: the run is a function of it.
         log_every, sample_every, save_every: intervals in steps; 0 turns samples or saving off.
     """
@@ -58,6 +64,8 @@ class LoopConfig:
     ema_decay: float = 0.999
     mixed_precision: str = "no"
     compile: bool = False
+    capture: bool = False
+    check_every: int = 1
     seed: int = 0
     log_every: int = 50
     sample_every: int = 1000
@@ -68,6 +76,8 @@ class LoopConfig:
             raise PFStorerError(f"Training needs at least one step, got {self.steps}.")
         if not 0 <= self.ema_decay < 1:
             raise PFStorerError(f"The EMA decay must be in [0, 1), got {self.ema_decay}.")
+        if self.check_every < 1:
+            raise PFStorerError(f"check_every is {self.check_every}; give at least 1.")
 
 
 def step_generator(seed: int, step: int, process: int) -> torch.Generator:
@@ -76,6 +86,14 @@ def step_generator(seed: int, step: int, process: int) -> torch.Generator:
         seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + process * 0x94D049BB133111EB
     ) & (2**63 - 1)
     return torch.Generator().manual_seed((mixed ^ (mixed >> 29)) & (2**63 - 1))
+
+
+def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """A step's generator on the training's device, so that nothing is drawn on the CPU for it."""
+    if device == generator.device:
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
 
 
 def fit(
@@ -107,7 +125,7 @@ def fit(
         sample: draws a sheet with the averaged weights.
         max_seconds: stop (with state saved) once the run has taken this long; None trains to the
             end.
-        on_step: is told of every step.
+        on_step: is told of every step that is looked at (`check_every`).
         kept: further objects with `state_dict` and `load_state_dict` to keep in the state.
         device: where to train; None leaves it to accelerate.
         log_to_files: whether to write log and sheets.
@@ -174,7 +192,11 @@ def _fit(
     )
     accelerator.init_trackers("log")
     parameters = [p for p in model.parameters() if p.requires_grad]
-    wrapped = accelerator.prepare(model)
+    if config.capture and accelerator.device.type == "cuda" and accelerator.num_processes == 1:
+        precision = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
+        wrapped = Captured(model.to(accelerator.device), precision[config.mixed_precision])
+    else:
+        wrapped = accelerator.prepare(model)
     optimizers = Optimizers(model, config.optimizer, config.learning_rate, config.weight_decay)
     scaler = accelerator.scaler  # of fp16, else None
     schedules = [
@@ -187,7 +209,6 @@ def _fit(
         for optimizer in optimizers.all
     ]
     ema = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.8, foreach=True)
-    ema.to(accelerator.device)
 
     parts: dict[str, Any] = {"model": TrainedWeights(model), "ema": ema, **kept}
     if scaler is not None:
@@ -211,32 +232,35 @@ def _fit(
                 on_warning(sentence)
 
     step = load_state(folder / "state", parts, config.seed) if (folder / "state").exists() else 0
+    ema.to(accelerator.device)  # a state brings it back on the CPU
     progress = tqdm(
         total=config.steps,
         initial=step,
         disable=not accelerator.is_local_main_process,
         mininterval=10,
     )
-    running: dict[str, float] = {}
+    running: dict[str, Tensor] = {}
     since = 0
     if sample and accelerator.is_main_process and step >= config.steps:
         # an interruption after the last step left no sheet
-        _with_average(ema, parameters, lambda: sample(model))
+        _with_average(ema, model, parameters, sample)
     while step < config.steps:
+        looks = _due(config.check_every, step + 1, config)
         touched = False  # whether anything of this step has reached the weights
         try:
             loss, scalars = objective(
                 wrapped, step_generator(config.seed, step, accelerator.process_index)
             )
-            _check_finite("loss", loss, step)
+            if looks:
+                _check_finite("loss", loss, step)
             accelerator.backward(loss)
-            optimizers.take_gradients()
             # accelerate's own wrappers would update the scale once per optimizer
             if scaler is not None:
                 for optimizer in optimizers.all:
                     scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-            _check_gradients(norm, scaler, step)
+            if looks:
+                _check_gradients(norm, scaler, step)
             touched = True
             for optimizer, schedule in zip(optimizers.all, schedules, strict=True):
                 if scaler is None:
@@ -248,30 +272,30 @@ def _fit(
                 schedule.step()
             if scaler is not None:
                 scaler.update()
-            optimizers.drop_gradients(model)
+            model.zero_grad(set_to_none=True)
             ema.step(parameters)
         except BaseException:
-            optimizers.drop_gradients(model)
+            model.zero_grad(set_to_none=True)
             if step and not touched:
                 keep()
             ema.copy_to(parameters)
             raise
         step, since = step + 1, since + 1
         found = {**scalars, "loss": loss, "grad_norm": torch.as_tensor(norm)}
-        values = {name: float(value.detach()) for name, value in found.items()}
-        for name, value in values.items():
-            running[name] = running.get(name, 0.0) + value
+        for name, value in found.items():
+            running[name] = running.get(name, torch.zeros_like(value)) + value.detach()
         progress.update()
         if step % config.log_every == 0 or step == config.steps:
-            means = {name: total / since for name, total in running.items()}
+            means = {name: float(total) / since for name, total in running.items()}
             accelerator.log({**means, "learning_rate": schedules[0].get_last_lr()[0]}, step=step)
             progress.set_postfix({k: f"{v:.4f}" for k, v in means.items()})
             running, since = {}, 0
         out_of_time = max_seconds is not None and time.monotonic() - start_time > max_seconds
         try:
-            on_step(step, values)
+            if looks:
+                on_step(step, {name: float(value.detach()) for name, value in found.items()})
             if sample and accelerator.is_main_process and _due(config.sample_every, step, config):
-                sheet = _with_average(ema, parameters, lambda: sample(model))
+                sheet = _with_average(ema, model, parameters, sample)
                 if log_to_files:
                     (folder / "samples").mkdir(exist_ok=True)
                     save_image(sheet, folder / "samples" / f"{step:06d}.png")
@@ -306,15 +330,18 @@ def _check_gradients(norm: Tensor, scaler: torch.amp.GradScaler | None, step: in
 
 
 def _with_average(
-    ema: EMAModel, parameters: list[nn.Parameter], draw: Callable[[], Tensor]
+    ema: EMAModel, model: nn.Module, parameters: list[nn.Parameter], sample: Sampler
 ) -> Tensor:
-    """Calls `draw` while the model has its averaged weights."""
+    """Samples while the model has its averaged weights, in evaluation mode."""
     ema.store(parameters)
     ema.copy_to(parameters)
+    training = model.training
+    model.eval()
     try:
         with torch.no_grad():
-            return draw()
+            return sample(model)
     finally:
+        model.train(training)
         ema.restore(parameters)
 
 

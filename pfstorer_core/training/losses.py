@@ -32,10 +32,11 @@ def stratified_timesteps(
 ) -> Tensor:
     """Random timesteps (blocks * count,); each block of `count` covers all of them evenly.
 
-    Every step then sees all noise levels, which steadies the gradient.
+    Every step then sees all noise levels, which steadies the gradient. On the generator's device.
     """
-    place = torch.arange(count).repeat(blocks)
-    place = (place + torch.rand(len(place), generator=generator)) / count  # in [0, 1]
+    place = torch.arange(count, device=generator.device).repeat(blocks)
+    spread = torch.rand(len(place), generator=generator, device=generator.device)
+    place = (place + spread) / count  # in [0, 1]
     steps = schedule.config["num_train_timesteps"]
     return (place * steps).long().clamp(max=steps - 1)  # rounding may give place 1
 
@@ -50,6 +51,16 @@ def diffusion_target(
     if kind == "v_prediction":
         return schedule.get_velocity(latent, noise, timesteps)
     raise PFStorerError(f"The prediction type is {kind!r}; expected epsilon or v_prediction.")
+
+
+def predicted_latent(
+    schedule: DDPMScheduler, noisy: Tensor, prediction: Tensor, timesteps: Tensor
+) -> Tensor:
+    """The clean latent that a prediction means, (B, C, h, w); arguments as in `diffusion_loss`."""
+    alpha = schedule.alphas_cumprod.to(noisy)[timesteps][:, None, None, None]
+    if schedule.config["prediction_type"] == "v_prediction":
+        return alpha.sqrt() * noisy - (1 - alpha).sqrt() * prediction
+    return (noisy - (1 - alpha).sqrt() * prediction) / alpha.sqrt()
 
 
 def diffusion_loss(

@@ -8,18 +8,18 @@ from PIL import Image
 
 from pfstorer_core.degradation import PRESETS
 from pfstorer_core.encoder import EncoderConfig
-from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host.base_training import train_base_restorer
 from pfstorer_core.host.bundled import load_bundled
 from pfstorer_core.host.loading import MINI_RESTORER_PATH
-from pfstorer_core.photos import PhotoFolder
+from pfstorer_core.photos import list_photos
 from pfstorer_core.portraits import portrait_set
 from pfstorer_core.restorer import load, save
 from pfstorer_core.training.base import BaseTrainingConfig
 from pfstorer_core.training.loop import LoopConfig
+from pfstorer_core.training.photo_views import PhotoViews
 
 ENCODER = EncoderConfig(
-    in_channels=12,
+    in_channels=load(MINI_RESTORER_PATH).info.encoder.in_channels,
     model_channels=32,
     out_channels=32,
     num_res_blocks=1,
@@ -48,7 +48,7 @@ def hash_of(module: torch.nn.Module) -> str:
 def train(photos, out, steps=3, **settings):
     model, clip, vae = load_bundled(MINI_RESTORER_PATH)
     before = hash_of(model.model.diffusion_model)
-    source = PhotoFolder(photos, 64).draw
+    source = PhotoViews(list_photos([photos]), 64)
     restorer, done = train_base_restorer(
         model,
         clip,
@@ -91,16 +91,3 @@ def test_interrupted_run_goes_on_to_the_same_result(photos, tmp_path):
     assert done
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-def test_photo_folder_names_what_is_wrong(photos, tmp_path):
-    with pytest.raises(PFStorerError, match="no folder"):
-        PhotoFolder(tmp_path / "missing", 64)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(PFStorerError, match="holds no photo"):
-        PhotoFolder(tmp_path / "empty", 64)
-    with pytest.raises(PFStorerError, match=r"0\.png.*160 x 160"):
-        PhotoFolder(photos, 512)
-    (photos / "broken.jpg").write_text("no picture")
-    with pytest.raises(PFStorerError, match=r"broken\.jpg"):
-        PhotoFolder(photos, 64)

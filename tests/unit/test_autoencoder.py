@@ -1,9 +1,13 @@
 """Tests of the mini restorer's autoencoder."""
 
+import pytest
 import torch
 
 from pfstorer_core.autoencoder import AutoencoderConfig, PatchAutoencoder
 from pfstorer_core.portraits import portrait_set
+from pfstorer_core.training.autoencoder import Decoding, decoder_objective, patch_grid
+from pfstorer_core.training.loop import LoopConfig, fit
+from pfstorer_core.training.losses import noise_schedule
 
 
 def small(channels: int = 12) -> PatchAutoencoder:
@@ -45,3 +49,94 @@ def test_pca_start_gives_the_latent_unit_scale():
     autoencoder = small()
     autoencoder.start_from_pca(images)
     assert abs(autoencoder.encode(images).std() - 1) < 0.05
+
+
+def refined() -> PatchAutoencoder:
+    config = AutoencoderConfig(
+        latent_channels=12, encoder_width=16, decoder_width=16, decoder_depth=1, refine_width=8
+    )
+    torch.manual_seed(0)
+    return PatchAutoencoder(config)
+
+
+def test_silent_refinement_is_the_decoder_without_one():
+    autoencoder, plain = refined(), small()
+    plain.load_state_dict(
+        {k: v for k, v in autoencoder.state_dict().items() if not k.startswith("refine")}
+    )
+    latent = autoencoder.encode(portraits(2))
+    assert not torch.allclose(autoencoder.decode(latent), plain.decode(latent), atol=1e-4)
+    autoencoder.silence_refinement()
+    assert torch.equal(autoencoder.decode(latent), plain.decode(latent))
+
+
+def test_refinement_sees_over_the_borders_of_patches():
+    """A change in one latent cell reaches pixels of its neighbours' patches."""
+    config = AutoencoderConfig(
+        latent_channels=12, encoder_width=16, decoder_width=8, decoder_depth=0, refine_width=8
+    )
+    autoencoder = PatchAutoencoder(config)
+    torch.nn.init.zeros_(autoencoder.decoder.head.weight)  # the decoder's linear path alone
+    latent = torch.zeros(1, 12, 5, 5)
+    other = latent.clone()
+    other[..., 2, 2] = 1
+    changed = (autoencoder.decode(latent) != autoencoder.decode(other)).any(1)[0]
+    assert changed[8:12, 8:12].all()
+    assert changed[5:8, 8:12].any() and not changed[:5].any()  # three convolutions reach 3 px
+
+
+def test_patch_grid_finds_a_grid_and_no_detail():
+    """The amplitude of what is added is found; texture of the same amplitude is not."""
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.zeros(1, 3, 64, 64)
+    pattern = torch.randn(1, 3, 4, 4, generator=generator)
+    pattern = 0.02 * (pattern - pattern.mean((2, 3), keepdim=True)) / pattern.std()
+    grid = flat + pattern.repeat(1, 1, 16, 16)
+    texture = flat + 0.02 * torch.randn(flat.shape, generator=generator)
+    assert patch_grid(grid, 4).mean() == pytest.approx(pattern.pow(2).mean().sqrt().item(), rel=0.3)
+    assert patch_grid(texture, 4).mean() < 0.35 * 0.02  # of 16 independent patches: a quarter
+    assert patch_grid(flat, 4).max() < 1e-3
+    ramp = torch.linspace(0, 1, 64).expand(1, 3, 64, 64)
+    assert patch_grid(ramp, 4)[:, 1:-1, 1:-1].max() < 1e-3
+
+
+class Exact(torch.nn.Module):
+    """A restorer that knows the answer: it predicts v of a clean latent that it is given."""
+
+    def __init__(self, autoencoder, clean):
+        super().__init__()
+        self.clean = autoencoder.encode(clean * 2 - 1).detach()
+
+    def forward(self, noisy, timesteps, lq_latent):
+        alpha = noise_schedule("v_prediction").alphas_cumprod[timesteps][:, None, None, None]
+        clean = self.clean[: len(noisy)]
+        noise = (noisy - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+
+
+def test_decoder_training_removes_a_grid_and_leaves_the_encoder(tmp_path):
+    picture = (portraits(1) + 1) / 2
+    autoencoder, before = refined(), refined()
+    with torch.no_grad():
+        for model in (autoencoder, before):
+            model.start_from_pca(portraits(8))
+            bias = 0.05 * torch.randn(48, generator=torch.Generator().manual_seed(1))
+            model.decoder.linear.bias += bias  # the same in every patch
+    encoder = [p.clone() for p in autoencoder.encoder.parameters()]
+
+    class Same:
+        def draw(self, count, generator):
+            return picture.expand(count, -1, -1, -1), picture.expand(count, -1, -1, -1)
+
+    objective = decoder_objective(
+        Same(), Exact(before, picture), noise_schedule("v_prediction"), before, 3, steps=2
+    )
+    grids, model = [], Decoding(autoencoder)
+    latent = before.encode(picture * 2 - 1)
+    grids.append(patch_grid(autoencoder.decode(latent), 4).mean().item())
+    config = LoopConfig(steps=60, warmup_steps=2, learning_rate=3e-3, ema_decay=0.5, sample_every=0)
+    fit(model, objective, config, tmp_path, log_to_files=False)
+    grids.append(patch_grid(autoencoder.decode(latent), 4).mean().item())
+    assert grids[1] < 0.5 * grids[0]
+    for kept, now in zip(encoder, autoencoder.encoder.parameters(), strict=True):
+        assert torch.equal(kept, now)
