@@ -1,9 +1,11 @@
 """Measures how much of a person identity adapters bring back, on people that no training saw.
 
-    python scripts/evaluate.py                            # the method
+    python scripts/evaluate.py                            # the method, on drawn people
     python scripts/evaluate.py --ablations                # what each of its parts is worth
-    python scripts/evaluate.py --photos PHOTOS_OF_ANNA PHOTOS_OF_BEN --restorer RESTORER \\
-        --checkpoint CHECKPOINT --size 512 --embedding ARCFACE.onnx
+    python scripts/evaluate.py --people FOLDER --recognition MobileFaceNet.tflite dlib
+    python scripts/evaluate.py --people FOLDER --recognition ARCFACE.onnx --size 512 \\
+        --restorer RESTORER --checkpoint CHECKPOINT
+    python scripts/evaluate.py --pairs FOLDER --recognition MobileFaceNet.tflite
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one). For each person it trains an
 adapter on a few photos, degrades held-out ones and restores them by the base alone, with the
@@ -11,13 +13,23 @@ adapter, and with the next person's adapter. Writes Markdown tables, a CSV with 
 figures, and a contact sheet.
 
 Identity similarity is the mean cosine between the embedding of a picture and those of other clean
-pictures of the person that nothing else uses. The share returned is the ratio of means
-(with adapter - base) / (clean - base). Intervals are percentile bootstraps that resample people
-and then each one's pictures; with few people they come out too narrow (with six, nominal 80% hold
-about 70% of the time).
+pictures of the person: with --people all the person's other held-out photos, so none that the
+adapter was trained on; with --pairs the given references. Similarity to the truth is the cosine to
+the clean picture of the same view. High to the references and low to the truth would mean that a
+photo was copied. The share returned is the ratio of means (with adapter - base) / (clean - base).
+Landmarks are the mean distance in px of 68 points to those of the clean picture. Recognition
+networks see the face at its place in the clean picture. Intervals are percentile bootstraps that
+resample people and then each one's pictures; with few people they come out too narrow (with six,
+nominal 80% hold about 70% of the time).
+
+--people takes a folder with a folder of photos per person. --pairs takes pictures that are degraded
+already, as FOLDER/lq/PERSON/NAME.png, FOLDER/truth/PERSON/NAME.png and FOLDER/references/PERSON/*:
+FFHQ-Ref's moderate and severe sets, for example, whose lists of identities must be sorted into such
+folders first, and whose pictures of 512 px need --size 512 and a Stable Diffusion restorer (at 128
+px, the bundled restorer's size, they are scaled down).
 
 Adapters are kept in OUT/adapters: an interrupted run goes on where it was, and `--only-train` with
-`--identities` or `--first` and `--count` lets several processes train different people.
+`--only`, `--identities` or `--first` and `--count` lets several processes train different people.
 """
 
 from __future__ import annotations
@@ -26,7 +38,7 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,36 +50,37 @@ from torch import Tensor
 sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
 
 from evaluation.adapters import FULL, VARIANTS, AdapterCache, Cost, Variant, file_digest
+from evaluation.face_measures import FaceMeasures, described
+from evaluation.faces import Face, FaceFinder
 from evaluation.people import (
     FIRST_IDENTITY,
     Person,
     derive_seed,
+    paired_people,
     photographed_people,
     procedural_person,
     square,
 )
-from evaluation.tables import (
-    LEVELS,
-    SIMILARITY,
-    Figures,
-    contact_sheet,
-    interval_text,
-    markdown_table,
-    quality_measures,
+from evaluation.recognition import Recognition, load_recognition
+from evaluation.reports import BASE, CLEAN, LQ, ablation_table, method_tables
+from evaluation.sampling import (
+    add_sampling_options,
+    restore_pictures,
+    sampling_settings,
+    sampling_text,
 )
+from evaluation.tables import LEVELS, Figures, contact_sheet, quality_measures
 
 from pfstorer_core.adapter import IdentityAdapter
 from pfstorer_core.degradation import PRESETS as DEGRADATIONS
 from pfstorer_core.degradation import degrade
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.similarity import IdentityEmbedding, identity_similarity, load_embedding
 from pfstorer_core.training.identity import PRESETS, IdentityTrainingConfig
 
-BATCH = 16  # pictures restored at once
+DRAWN_PHOTOS, REAL_PHOTOS = 8, 6  # that an adapter is trained on
 GIVEN_REFERENCES = 3  # photos given at inference, by the variants that give any
-SHEET_LEVELS = ("medium", "extreme")
 SHEET_PICTURES = 2  # per person
-BASE, WRONG, LQ, CLEAN = "base", "wrong person", "LQ", "clean"
+WRONG, GIVEN = "wrong person", "given"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +100,10 @@ class Case:
     wrong: bool = False
 
 
-METHOD = (
-    Case(BASE, None),
-    Case("gamma 0.5", gamma=0.5),
-    Case("gamma 1"),
-    Case("gamma 1.5", gamma=1.5),
-    Case(WRONG, wrong=True),
-)
+def method_cases(gammas: Sequence[float], people: int) -> list[Case]:
+    """Returns the base, the adapter at each strength, and another person's if there is one."""
+    cases = [Case(BASE, None), *(Case(f"gamma {gamma:g}", gamma=gamma) for gamma in gammas)]
+    return [*cases, Case(WRONG, wrong=True)] if people > 1 else cases
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -105,16 +115,29 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=REPO / "output" / "identity", help="folder of the results")
     add("--restorer", type=Path, help="restorer file; the mini restorer by default")
     add("--checkpoint", type=Path, help="Stable Diffusion checkpoint, unless bundled in restorer")
-    add("--embedding", type=Path, help="ArcFace .onnx or own .safetensors; the mini one by default")
+    add(
+        "--recognition",
+        "--embedding",
+        nargs="+",
+        metavar="NETWORK",
+        help="what identities are compared with, the first decides: MobileFaceNet's .tflite, an "
+        "ArcFace .onnx, dlib, an own .safetensors; the mini one of drawn people by default",
+    )
     people = parser.add_argument_group("people")
     add = people.add_argument
     add("--identities", type=int, nargs="+", help="numbers of procedural people")
     add("--first", type=int, default=FIRST_IDENTITY, help="first of --count people, otherwise")
     add("--count", type=int, default=6)
-    add("--photos", type=Path, nargs="+", help="folders of clean photos instead, one per person")
-    add("--train-photos", type=int, default=8, help="photos that an adapter is trained on")
-    add("--pictures", type=int, default=16, help="held-out pictures to restore per person")
-    add("--references", type=int, default=5, help="clean pictures that similarity is measured to")
+    add("--people", type=Path, help="folder with a folder of clean photos per person instead")
+    add("--pairs", type=Path, help="folder of given LQ pictures, truth and references instead")
+    add("--only", nargs="+", metavar="PERSON", help="of --people or --pairs, with --only-train")
+    add(
+        "--train-photos",
+        type=int,
+        help=f"photos that an adapter is trained on; {DRAWN_PHOTOS}, or {REAL_PHOTOS} of --people",
+    )
+    add("--pictures", type=int, default=16, help="held-out pictures to restore per person, at most")
+    add("--references", type=int, default=5, help="clean pictures of a procedural person beside")
     add("--size", type=int, default=128, help="side of the held-out pictures in pixels")
     training = parser.add_argument_group("training")
     add = training.add_argument
@@ -123,15 +146,19 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--only-train", action="store_true", help="train the adapters that lack, then stop")
     add("--ablations", action="store_true", help="measure all variants of the training")
     add("--variants", nargs="+", choices=list(VARIANTS), metavar="NAME", help="only these variants")
-    sampling = parser.add_argument_group("sampling")
-    add = sampling.add_argument
-    add("--steps", type=int, default=8)
-    add("--sampler", default="euler")
-    add("--scheduler", default="normal")
-    add("--color-fix", default="none")
-    add("--start", default="LQ image")
-    add("--seed", type=int, default=0, help="of views, degradations, noise and training")
-    return parser.parse_args(arguments)
+    add_sampling_options(parser, color_fix="none")
+    parser.add_argument("--steps", type=int, default=8, help="of the sampling")
+    parser.add_argument("--gammas", type=float, nargs="+", default=[0.5, 1.0, 1.5])
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of views, degradations, noise and training"
+    )
+    options = parser.parse_args(arguments)
+    if options.train_photos is None:
+        real = options.people or options.pairs
+        options.train_photos = REAL_PHOTOS if real else DRAWN_PHOTOS
+    if (options.people or options.pairs) and not (options.recognition or options.only_train):
+        parser.error("photos of real people need --recognition")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -155,27 +182,29 @@ def run(options: argparse.Namespace) -> None:
     variants = {
         name: VARIANTS[name] for name in chosen if VARIANTS[name].photos != options.train_photos
     }
-    # now: a file that is missing shall not be found out after hours of training
-    embedding = None if options.only_train else load_embedding(options.embedding)
+    # now: a file or a face that is missing shall not be found out after hours of training
+    networks = [load_recognition(name) for name in options.recognition or [None]]
+    judge = None if options.only_train else Judge(networks)
     bench = Bench(options)
     people = gather_people(options, variants)
+    measured = [] if judge is None else [judge.measures(person) for person in people]
     for person in people:
         for variant in variants.values():
             bench.adapter(person, variant)
     print(bench.training_summary(people))
-    if embedding is None:
+    if judge is None:
         return
 
     cases: Sequence[Case]
     if ablation:
         cases = [Case(BASE, None), *(Case(name, name) for name in variants)]
     else:
-        cases = METHOD if len(people) > 1 else [case for case in METHOD if not case.wrong]
-    figures, shown = measure(people, cases, bench, embedding, options)
+        cases = method_cases(options.gammas, len(people))
+    figures, shown = measure(people, measured, cases, bench, options)
     costs = {name: bench.costs(people, variant) for name, variant in variants.items()}
     report = "\n".join(
         [
-            header(options, people),
+            header(options, people, networks),
             bench.training_summary(people),
             ablation_table(figures, costs) if ablation else method_tables(figures),
         ]
@@ -184,7 +213,7 @@ def run(options: argparse.Namespace) -> None:
     (options.out / f"{name}.md").write_text(report)
     figures.write_csv(options.out / f"{name}.csv")
     if not ablation:
-        columns = [person.name for person in people for _ in range(SHEET_PICTURES)]
+        columns = [p.name for p in people for _ in p.clean[:SHEET_PICTURES]]
         rows = [(label, torch.cat(pictures)) for label, pictures in shown.items()]
         contact_sheet(rows, columns).save(options.out / "method.png")
     print(report)
@@ -199,8 +228,17 @@ def gather_people(options: argparse.Namespace, variants: dict[str, Variant]) -> 
         "size": options.size,
         "seed": options.seed,
     }
-    if options.photos:
-        return photographed_people(options.photos, **counts)
+    if options.people or options.pairs:
+        del counts["references"]
+        if options.people:
+            people = photographed_people(options.people, **counts)
+        else:
+            people = paired_people(options.pairs, photos=counts["photos"], size=options.size)
+        chosen = [p for p in people if p.name in (options.only or [p.name])]
+        if not chosen:
+            names = ", ".join(person.name for person in people)
+            raise PFStorerError(f"--only names none of the people there are; choose of {names}.")
+        return chosen
     numbers = options.identities or range(options.first, options.first + options.count)
     return [procedural_person(number, **counts) for number in numbers]
 
@@ -247,24 +285,8 @@ class Bench:
 
     def restore(self, model: Any, lq: Tensor, seed: int) -> Tensor:
         """Restores pictures (B, 3, H, W) in [0, 1]."""
-        from pfstorer_core.host import restore
-
-        options = self.options
-        restored = [
-            restore(
-                model,
-                self.vae,
-                part.movedim(1, -1),  # (b, H, W, 3)
-                steps=options.steps,
-                sampler_name=options.sampler,
-                scheduler=options.scheduler,
-                color_fix=options.color_fix,
-                start=options.start,
-                seed=seed,
-            )
-            for part in lq.split(BATCH)
-        ]
-        return torch.cat(restored).movedim(-1, 1).cpu()  # (B, 3, H, W)
+        settings = {**sampling_settings(self.options), "steps": self.options.steps, "seed": seed}
+        return restore_pictures(model, self.vae, lq, **settings)
 
     def costs(self, people: Sequence[Person], variant: Variant) -> list[Cost]:
         """Returns what the people's adapters cost, those without a record left out."""
@@ -298,11 +320,61 @@ class Bench:
         return train_identity(self.model, self.vae, photos, config, name=name)
 
 
+class Judge:
+    """Knows whose face it is, by the chosen networks.
+
+    Args:
+        networks: the first is the one that decides.
+
+    Raises:
+        PFStorerError: dlib is needed and not installed.
+    """
+
+    def __init__(self, networks: Sequence[Recognition]):
+        self.networks = networks
+        self.finder = FaceFinder() if any(n.needs_faces for n in networks) else None
+
+    def measures(self, person: Person) -> FaceMeasures:
+        """Returns what measures the pictures of a person.
+
+        Raises:
+            PFStorerError: no face is found in a clean picture.
+        """
+        faces = self._faces(person.clean, person)
+        found = FaceMeasures(self.networks, self.finder, person.clean, faces)
+        references = person.references
+        found.add_references(references, self._faces(references, person), person.compared)
+        return found
+
+    def _faces(self, pictures: Tensor, person: Person) -> list[Face]:
+        if self.finder is None:
+            return []
+        found = [self.finder.find(picture) for picture in pictures]
+        faces = [face for face in found if face is not None]
+        if len(faces) < len(found):
+            raise PFStorerError(
+                f"No face is found in {len(found) - len(faces)} of {len(found)} clean pictures of "
+                f"'{person.name}'; take out photos in which it is turned away, small or hidden."
+            )
+        return faces
+
+
+def degraded(person: Person, seed: int) -> Iterator[tuple[str, Tensor, int]]:
+    """Yields a level's name, a person's LQ pictures (M, 3, S, S) of it, and a seed."""
+    if person.lq is not None:
+        yield GIVEN, person.lq, derive_seed(seed, person.name, GIVEN)
+        return
+    for level in LEVELS:
+        own = derive_seed(seed, person.name, level)
+        generator = torch.Generator().manual_seed(own)
+        yield level, degrade(person.clean, DEGRADATIONS[level], generator), own
+
+
 def measure(
     people: Sequence[Person],
+    measured: Sequence[FaceMeasures],
     cases: Sequence[Case],
     bench: Bench,
-    embedding: IdentityEmbedding,
     options: argparse.Namespace,
 ) -> tuple[Figures, dict[str, list[Tensor]]]:
     """Degrades, restores and measures everybody's held-out pictures.
@@ -313,91 +385,41 @@ def measure(
     measures = quality_measures()
     figures = Figures()
     shown: dict[str, list[Tensor]] = {}
-    for k, person in enumerate(people):
+    for k, (person, identity) in enumerate(zip(people, measured, strict=True)):
         following = people[(k + 1) % len(people)]
         models = {case.kind: bench.personalized(case, person, following) for case in cases}
-        for level in LEVELS:
-            seed = derive_seed(options.seed, person.name, level)
-            generator = torch.Generator().manual_seed(seed)
-            lq = degrade(person.clean, DEGRADATIONS[level], generator)
+        for level, lq, seed in degraded(person, options.seed):
             pictures = {LQ: lq}
             pictures |= {kind: bench.restore(m, lq, seed) for kind, m in models.items()}
             pictures[CLEAN] = person.clean
             for kind, images in pictures.items():
-                values = {SIMILARITY: identity_similarity(embedding, images, person.references)}
+                values = identity(images)
                 if kind != CLEAN:  # equal to itself
                     values |= {name: m(images, person.clean) for name, m in measures.items()}
                 figures.add(level, kind, person.name, values)
-                if level in SHEET_LEVELS and kind in (LQ, BASE, "gamma 1", WRONG, CLEAN):
+                if level != "light" and kind in (LQ, BASE, "gamma 1", WRONG, CLEAN):
                     shown.setdefault(f"{level}: {kind}", []).append(images[:SHEET_PICTURES])
         logging.info("%s measured", person.name)
     return figures, shown
 
 
-def header(options: argparse.Namespace, people: Sequence[Person]) -> str:
+def header(
+    options: argparse.Namespace, people: Sequence[Person], networks: Sequence[Recognition]
+) -> str:
     """Returns what the tables are about."""
-    pictures = len(people[0].clean)
+    if options.pairs:
+        photos = f"up to {options.train_photos} given references of each, which are trained on"
+    elif options.people:
+        photos = "the person's other held-out photos"
+    else:
+        photos = f"{options.references} other clean pictures"
+    pictures = sum(len(person.clean) for person in people)
     return (
-        f"{len(people)} people, {options.train_photos} training photos and {pictures} held-out "
-        f"pictures of {options.size} px each, similarity to {options.references} other clean "
-        f"pictures; {options.steps} steps of {options.sampler}/{options.scheduler}, start from "
-        f"{options.start}, colour fix {options.color_fix}, seed {options.seed}. Mean [95% "
-        "bootstrap interval over people and their pictures].\n"
+        f"{len(people)} people, {options.train_photos} training photos each at most, {pictures} "
+        f"other pictures of {options.size} px. Identity similarity: mean cosine to {photos}, by "
+        f"{described(networks)}. {sampling_text(options, str(options.steps))}. Mean [95% bootstrap "
+        "interval over people and their pictures].\n"
     )
-
-
-def method_tables(figures: Figures) -> str:
-    """Returns the tables of means and of what the adapters change."""
-    kinds = figures.kinds()
-    measures = [SIMILARITY, *(name for name in quality_measures())]
-    means = [
-        [level, kind, *(interval_text(figures.mean(level, kind, m), m) for m in measures)]
-        for level in LEVELS
-        for kind in kinds
-    ]
-    changes = []
-    for level in LEVELS:
-        for kind in (kind for kind in kinds if kind not in (LQ, BASE, CLEAN)):
-            better = figures.values(level, kind, SIMILARITY) > figures.values(
-                level, BASE, SIMILARITY
-            )
-            difference = figures.difference(level, kind, BASE, SIMILARITY)
-            changes.append(
-                [
-                    level,
-                    kind,
-                    interval_text(difference, sign=True),
-                    f"{int(better.sum())} of {better.numel()}",
-                    interval_text(figures.share_returned(level, kind)),
-                ]
-            )
-    columns = ["similarity against the base", "pictures better", "share of the lost returned"]
-    return "\n".join(
-        [
-            markdown_table(["degradation", "picture", *measures], means),
-            markdown_table(["degradation", "picture", *columns], changes),
-        ]
-    )
-
-
-def ablation_table(figures: Figures, costs: Mapping[str, Sequence[Cost]]) -> str:
-    """Returns the table of variants, each with what its adapters cost, against the full method."""
-    measures = [SIMILARITY, "PSNR (dB)", "HaarPSI"]
-    rows = []
-    for level in LEVELS:
-        for kind in (BASE, *costs, CLEAN):
-            cells = [interval_text(figures.mean(level, kind, m), m) for m in measures]
-            share = against = seconds = "-"
-            if kind != FULL:
-                difference = figures.difference(level, kind, FULL, SIMILARITY)
-                against = interval_text(difference, sign=True)
-            if kind in costs:
-                share = interval_text(figures.share_returned(level, kind))
-            if trained := costs.get(kind):
-                seconds = f"{sum(cost.seconds for cost in trained) / len(trained):.0f}"
-            rows.append([level, kind, *cells, share, against, seconds])
-    columns = ["share of the lost returned", "similarity against full", "training (s)"]
-    return markdown_table(["degradation", "variant", *measures, *columns], rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import center_crop
 
 from pfstorer_core.degradation import resize_bicubic
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.photos import PhotoFolder, load_photo
+from pfstorer_core.photos import Photo, list_photos
 from pfstorer_core.portraits import portrait_set
 
 FIRST_IDENTITY = 5_000_000  # far above every number that a training draws
@@ -21,19 +21,24 @@ FIRST_IDENTITY = 5_000_000  # far above every number that a training draws
 
 @dataclass(frozen=True)
 class Person:
-    """One person's pictures in three parts that share none.
+    """One person's pictures.
 
     Attributes:
         name: of the person, for tables and file names.
         photos: training photos, each (1, H, W, 3) in [0, 1] as ComfyUI's IMAGE.
         references: (R, 3, S, S) in [0, 1], clean pictures that similarity is measured to.
-        clean: (M, 3, S, S) in [0, 1], held-out pictures to degrade and restore.
+        clean: (M, 3, S, S) in [0, 1], pictures to degrade and restore; none is a training photo.
+        compared: (M, R) bool, which references each of them is compared with; None is all.
+        lq: (M, 3, S, S) in [0, 1], the clean pictures as they were degraded already; None degrades
+            them now.
     """
 
     name: str
     photos: list[Tensor]
     references: Tensor
     clean: Tensor
+    compared: Tensor | None = None
+    lq: Tensor | None = None
 
 
 def derive_seed(*parts: object) -> int:
@@ -63,46 +68,102 @@ def procedural_person(
 
 
 def photographed_people(
-    folders: Sequence[Path], *, photos: int, references: int, pictures: int, size: int, seed: int
+    folder: Path, *, photos: int, pictures: int, size: int, seed: int
 ) -> list[Person]:
-    """Splits folders of photos, one person each, into training and held-out ones.
+    """Splits each person's photos into training and held-out ones.
 
-    Held-out photos become squares around the middle. Everybody gets the same number of pictures:
-    at most `pictures`, or what the smallest folder leaves.
+    Held-out photos become squares around the middle. Everybody gets the same number of pictures to
+    restore: at most `pictures`, or what the smallest folder leaves. The references of each are all
+    the other held-out photos of the person, those that are not restored too.
 
     Args:
-        folders: one per person, named as the person.
-        photos, references, pictures: how many of each part.
+        folder: holds a folder per person, named as the person.
+        photos, pictures: how many to train on and to restore.
         size: side of the held-out pictures in pixels.
         seed: of the split.
 
     Raises:
-        PFStorerError: a folder with too few photos, or a photo that cannot be used.
+        PFStorerError: no such folders, one with too few photos, or a photo that cannot be used.
     """
-    listed = [PhotoFolder(folder, size).paths for folder in folders]
-    for folder, paths in zip(folders, listed, strict=True):
-        if len(paths) <= photos + references:
+    listed = {path.name: list_photos([path], size / 2) for path in _subfolders(folder)}
+    for name, found in listed.items():
+        if len(found) < photos + 2:
             raise PFStorerError(
-                f"The folder '{folder}' holds {len(paths)} photos, but {photos} to train on, "
-                f"{references} as references and at least one to measure on are needed; add "
-                "photos or lower --train-photos or --references."
+                f"The folder '{folder / name}' holds {len(found)} photos, but {photos} to train on "
+                "and two to measure on are needed; add photos or lower --train-photos."
             )
-    pictures = min(pictures, *(len(paths) - photos - references for paths in listed))
+    pictures = min(pictures, *(len(found) - photos for found in listed.values()))
     people = []
-    for folder, paths in zip(folders, listed, strict=True):
-        generator = torch.Generator().manual_seed(derive_seed(seed, folder.name))
-        order = torch.randperm(len(paths), generator=generator).tolist()
-        images = [load_photo(paths[k]) for k in order[: photos + references + pictures]]
-        squares = torch.stack([square(image, size) for image in images[photos:]])
+    for name, found in listed.items():
+        generator = torch.Generator().manual_seed(derive_seed(seed, name))
+        order = torch.randperm(len(found), generator=generator).tolist()
+        images = [found[k].load() for k in order]
+        held_out = torch.stack([square(image, size) for image in images[photos:]])
+        others = ~torch.eye(len(held_out), dtype=torch.bool)
         people.append(
             Person(
-                folder.resolve().name,
-                [image.movedim(0, -1)[None] for image in images[:photos]],  # (1, H, W, 3) each
-                squares[:references],
-                squares[references:],
+                name,
+                _training_photos(images[:photos]),
+                held_out,
+                held_out[:pictures],
+                others[:pictures],
             )
         )
     return people
+
+
+def paired_people(folder: Path, *, photos: int, size: int) -> list[Person]:
+    """Reads given LQ pictures, their truth, and references to train on.
+
+    The folder holds `lq/PERSON/NAME`, `truth/PERSON/NAME` and `references/PERSON/*`, pictures of
+    any format. LQ pictures and truth are matched by their names without the ending; both become
+    squares around the middle. The references are trained on and compared with.
+
+    Args:
+        folder: with the three folders.
+        photos: references that are trained on and compared with, at most.
+        size: side of the pictures in pixels.
+
+    Raises:
+        PFStorerError: a folder or a partner of a picture is missing, or there is only one picture.
+    """
+    people = []
+    for path in _subfolders(folder / "lq"):
+        lq, truth = (_by_stem(folder / part / path.name) for part in ("lq", "truth"))
+        if lonely := sorted(lq.keys() ^ truth.keys()):
+            raise PFStorerError(
+                f"'{lonely[0]}' of '{path.name}' is in only one of the folders lq and truth of "
+                f"'{folder}'; give every picture to both, with the same name."
+            )
+        given = list_photos([folder / "references" / path.name])[:photos]
+        references = [photo.load() for photo in given]
+        people.append(
+            Person(
+                path.name,
+                _training_photos(references),
+                torch.stack([square(image, size) for image in references]),
+                torch.stack([square(truth[stem].load(), size) for stem in truth]),
+                lq=torch.stack([square(lq[stem].load(), size) for stem in truth]),
+            )
+        )
+    if sum(len(person.clean) for person in people) < 2:
+        raise PFStorerError(f"'{folder}' holds one picture; intervals need two or more.")
+    return people
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.glob("*") if path.is_dir())
+    if not found:
+        raise PFStorerError(f"'{folder}' holds no folders; give one with a folder per person.")
+    return found
+
+
+def _by_stem(folder: Path) -> dict[str, Photo]:
+    return {Path(photo.name).stem: photo for photo in list_photos([folder])}
+
+
+def _training_photos(images: Sequence[Tensor]) -> list[Tensor]:
+    return [image.movedim(0, -1)[None] for image in images]  # (1, H, W, 3) each
 
 
 def square(image: Tensor, size: int) -> Tensor:

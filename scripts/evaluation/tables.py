@@ -16,7 +16,8 @@ from pfstorer_core import metrics
 from pfstorer_core.degradation import resize_bicubic
 
 LEVELS = ("light", "medium", "extreme")
-SIMILARITY = "identity similarity"
+SIMILARITY = "identity similarity"  # to other clean pictures of the person
+TO_TRUTH = "similarity to the truth"  # to the clean picture of the same view
 
 Interval = tuple[float, float, float]  # value, low, high
 
@@ -46,12 +47,24 @@ class Figures:
             row: dict[str, Any] = {"level": level, "kind": kind, "identity": person, "picture": k}
             self.rows.append(row | {name: round(v[k].item(), 5) for name, v in values.items()})
 
+    def levels(self) -> list[str]:
+        """Returns the levels of degradation, in the order of measuring."""
+        return list(dict.fromkeys(row["level"] for row in self.rows))
+
     def kinds(self) -> list[str]:
         """Returns the kinds of pictures, in the order of measuring."""
         return list(dict.fromkeys(row["kind"] for row in self.rows))
 
+    def measures(self) -> list[str]:
+        """Returns what was measured, in the order of measuring."""
+        columns = dict.fromkeys(column for row in self.rows for column in row)
+        return [name for name in columns if name not in ("level", "kind", "identity", "picture")]
+
     def values(self, level: str, kind: str, measure: str) -> Tensor:
         """Returns one measure as (people, pictures); nan where it was not measured.
+
+        Where people have different numbers of pictures, each one's mean is all there is of them:
+        (people, 1).
 
         Raises:
             KeyError: nothing was measured at this level and of this kind.
@@ -62,7 +75,10 @@ class Figures:
                 people.setdefault(row["identity"], []).append(row.get(measure, float("nan")))
         if not people:
             raise KeyError((level, kind))
-        return torch.tensor(list(people.values()), dtype=torch.float64)
+        rows = [torch.tensor(values, dtype=torch.float64) for values in people.values()]
+        if len({len(row) for row in rows}) > 1:
+            rows = [row.mean(0, keepdim=True) for row in rows]
+        return torch.stack(rows)
 
     def mean(self, level: str, kind: str, measure: str) -> Interval | None:
         """Returns a measure's mean and interval over people; None where it was not measured."""
@@ -74,12 +90,21 @@ class Figures:
         pair = [self.values(level, name, measure) for name in (kind, other)]
         return metrics.clustered_interval(torch.stack(pair, -1), lambda m: m[..., 0] - m[..., 1])
 
-    def share_returned(self, level: str, kind: str) -> Interval:
+    def better(self, level: str, kind: str, other: str, measure: str) -> str:
+        """Returns in how many pictures `kind` is higher than `other`, as "n of m"."""
+        first, second = (
+            [r[measure] for r in self.rows if (r["level"], r["kind"]) == (level, name)]
+            for name in (kind, other)
+        )
+        higher = sum(a > b for a, b in zip(first, second, strict=True))
+        return f"{higher} of {len(first)}"
+
+    def share_returned(self, level: str, kind: str, measure: str = SIMILARITY) -> Interval:
         """Returns which share of the similarity lost by the base `kind` gives back.
 
         It is the ratio of means (kind - base) / (clean - base), its interval over people.
         """
-        triple = [self.values(level, name, SIMILARITY) for name in (kind, "base", "clean")]
+        triple = [self.values(level, name, measure) for name in (kind, "base", "clean")]
         return metrics.clustered_interval(
             torch.stack(triple, -1), lambda m: (m[..., 0] - m[..., 1]) / (m[..., 2] - m[..., 1])
         )
@@ -108,7 +133,7 @@ def interval_text(interval: Interval | None, measure: str = "", sign: bool = Fal
     """Returns "value [low, high]" with the measure's decimals; a dash for no interval."""
     if interval is None:
         return "-"
-    form = ("+" if sign else "") + (".2f" if "dB" in measure else ".3f")
+    form = ("+" if sign else "") + (".2f" if "dB" in measure or "px" in measure else ".3f")
     value, low, high = interval
     return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 

@@ -5,17 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluate import METHOD, ablation_table, method_tables, parse_options
+from evaluate import method_cases, parse_options
 from evaluation import tables
 from evaluation.adapters import FULL, VARIANTS, AdapterCache, Cost, file_digest
-from evaluation.people import derive_seed, photographed_people, procedural_person
-from evaluation.tables import LEVELS, SIMILARITY, Figures
+from evaluation.face_measures import FaceMeasures, described
+from evaluation.grid import grid_energy
+from evaluation.people import derive_seed, paired_people, photographed_people, procedural_person
+from evaluation.recognition import load_recognition
+from evaluation.reports import ablation_table, method_tables
+from evaluation.tables import LEVELS, SIMILARITY, TO_TRUTH, Figures
 from torch import Tensor
 from torchvision.utils import save_image
 
 from pfstorer_core.adapter import AdapterInfo, IdentityAdapter
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.personalization import PersonalizationConfig
+from pfstorer_core.portraits import portrait_set
+from pfstorer_core.similarity import identity_similarity, load_embedding
 from pfstorer_core.training.identity import PRESETS, IdentityTrainingConfig
 
 COUNTS = {"photos": 3, "references": 2, "pictures": 4, "size": 32, "seed": 0}
@@ -63,24 +69,89 @@ def photo_folder(folder: Path, count: int, generator: torch.Generator) -> Path:
 def test_photographed_people_are_split_without_overlap(
     tmp_path: Path, generator: torch.Generator
 ) -> None:
-    folders = [photo_folder(tmp_path / n, c, generator) for n, c in (("ann", 9), ("ben", 7))]
-    people = photographed_people(folders, **COUNTS)
+    for name, count in (("ann", 9), ("ben", 7)):
+        photo_folder(tmp_path / name, count, generator)
+    counts = {"photos": 3, "pictures": 8, "size": 32, "seed": 0}
+    people = photographed_people(tmp_path, **counts)
     assert [person.name for person in people] == ["ann", "ben"]
-    for person in people:
-        assert len(person.photos) == 3
-        assert person.references.shape == (2, 3, 32, 32)
-        assert person.clean.shape == (2, 3, 32, 32)  # what the smaller folder leaves
-        assert closest(person.references, person.clean) > 0.01
-        heights = {photo.shape[1] for photo in person.photos}
-        assert len(heights) == 3  # each of its own size: none is drawn twice
-    again = photographed_people(folders, **COUNTS)
+    for person, held_out in zip(people, (6, 4), strict=True):
+        assert len({photo.shape[1] for photo in person.photos}) == 3  # none is drawn twice
+        assert person.references.shape == (held_out, 3, 32, 32)
+        assert person.clean.shape == (4, 3, 32, 32)  # what the smaller folder leaves
+        # each picture is compared with all held-out ones but itself
+        assert person.compared is not None and person.compared.sum(1).tolist() == [held_out - 1] * 4
+        for k, picture in enumerate(person.clean):
+            assert closest(picture[None], person.references[person.compared[k]]) > 0.01
+    again = photographed_people(tmp_path, **counts)
     assert torch.equal(people[0].clean, again[0].clean)
+    alone = photographed_people(tmp_path, **(counts | {"pictures": 2}))
+    assert torch.equal(alone[0].clean, people[0].clean[:2])
+    assert alone[0].references.shape == people[0].references.shape
 
 
 def test_too_few_photos_are_refused(tmp_path: Path, generator: torch.Generator) -> None:
-    folder = photo_folder(tmp_path / "ann", 5, generator)
-    with pytest.raises(PFStorerError, match="holds 5 photos, but 3 to train on, 2 as references"):
-        photographed_people([folder], **COUNTS)
+    counts = {"photos": 3, "pictures": 8, "size": 32, "seed": 0}
+    with pytest.raises(PFStorerError, match="a folder per person"):
+        photographed_people(tmp_path, **counts)
+    photo_folder(tmp_path / "ann", 4, generator)
+    with pytest.raises(PFStorerError, match="holds 4 photos, but 3 to train on and two"):
+        photographed_people(tmp_path, **counts)
+
+
+def test_pairs_are_matched_by_name(tmp_path: Path, generator: torch.Generator) -> None:
+    for part, count in (("lq", 2), ("truth", 2), ("references", 3)):
+        (tmp_path / part).mkdir()
+        photo_folder(tmp_path / part / "ann", count, generator)
+    (person,) = paired_people(tmp_path, photos=2, size=32)
+    assert (person.name, len(person.photos), len(person.references)) == ("ann", 2, 2)
+    assert person.lq is not None and person.lq.shape == person.clean.shape == (2, 3, 32, 32)
+    renamed = tmp_path / "truth" / "ann" / "other.png"
+    (tmp_path / "truth" / "ann" / "1.png").rename(renamed)
+    with pytest.raises(PFStorerError, match="'1' of 'ann' is in only one of the folders"):
+        paired_people(tmp_path, photos=2, size=32)
+    renamed.unlink()
+    (tmp_path / "lq" / "ann" / "1.png").unlink()
+    with pytest.raises(PFStorerError, match="holds one picture"):
+        paired_people(tmp_path, photos=2, size=32)
+
+
+def test_faces_are_measured_against_the_truth_and_the_other_pictures() -> None:
+    portraits = portrait_set(5_000_000, 4, seed=0, size=64)
+    networks = [load_recognition(), load_recognition()]
+    measures = FaceMeasures(networks, None, portraits[:3], [])
+    assert measures(portraits[:3])[TO_TRUTH].tolist() == pytest.approx([1.0] * 3)
+    others = ~torch.eye(4, dtype=torch.bool)[:3]
+    measures.add_references(portraits, [], others)
+    shown = portraits[[1, 0, 2]]
+    values = measures(shown)
+    again = f"{SIMILARITY}, mini embedding"
+    assert list(values) == [SIMILARITY, TO_TRUTH, again, f"{TO_TRUTH}, mini embedding"]
+    assert torch.equal(values[again], values[SIMILARITY])
+    embedding = load_embedding()
+    for k in range(3):
+        own = identity_similarity(embedding, shown[k : k + 1], portraits[others[k]])
+        assert values[SIMILARITY][k] == pytest.approx(float(own), abs=1e-5)
+        truth = identity_similarity(embedding, shown[k : k + 1], portraits[k : k + 1])
+        assert values[TO_TRUTH][k] == pytest.approx(float(truth), abs=1e-5)
+    assert described(networks[:1]) == "mini embedding on whole pictures"
+
+
+def test_the_grid_is_found_by_its_period_alone(generator: torch.Generator) -> None:
+    clean = portrait_set(5_000_000, 4, seed=0, size=128)
+    assert grid_energy(clean, clean).abs().max() == 0
+    for period in (4, 8):
+        tile = torch.randn(1, 3, period, period, generator=generator)
+        tiles = tile.repeat(1, 1, 128 // period, 128 // period)
+        grid = (clean + 0.01 * tiles).clamp(0, 1)
+        assert grid_energy(grid, clean, period).min() > 3
+    # noise as strong, a shift and a blur are no grid
+    noisy = (clean + 0.01 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
+    for other in (noisy, clean.roll(1, 3)):
+        assert grid_energy(other, clean).abs().mean() < 1.5
+    with pytest.raises(PFStorerError, match="at least 64 px"):
+        grid_energy(clean[..., :48, :48], clean[..., :48, :48])
+    with pytest.raises(PFStorerError, match="of one shape"):
+        grid_energy(clean, clean[:1])
 
 
 def test_seeds_differ_by_every_part() -> None:
@@ -212,6 +283,19 @@ def test_figures_keep_people_and_pictures_apart() -> None:
         figures.values("extreme", "base", "SSIM")
 
 
+def test_people_with_different_numbers_of_pictures_count_alike() -> None:
+    figures = Figures()
+    for person, base, better in (("a", [0.1, 0.2, 0.3], [0.2, 0.3, 0.4]), ("b", [0.6], [0.5])):
+        figures.add("given", "base", person, {"SSIM": torch.tensor(base)})
+        figures.add("given", "gamma 1", person, {"SSIM": torch.tensor(better)})
+    assert figures.values("given", "base", "SSIM").flatten().tolist() == pytest.approx([0.2, 0.6])
+    mean = figures.mean("given", "base", "SSIM")
+    assert mean is not None and mean[0] == pytest.approx(0.4)
+    assert figures.difference("given", "gamma 1", "base", "SSIM")[0] == pytest.approx(0.0)
+    assert figures.better("given", "gamma 1", "base", "SSIM") == "3 of 4"
+    assert (figures.levels(), figures.measures()) == (["given"], ["SSIM"])
+
+
 def test_the_csv_has_every_picture(tmp_path: Path, generator: torch.Generator) -> None:
     figures = figures_with(METHOD_SIMILARITIES, generator)
     figures.write_csv(tmp_path / "figures.csv")
@@ -229,7 +313,7 @@ def cells(line: str) -> list[str]:
 def test_the_methods_tables_say_what_the_figures_say(generator: torch.Generator) -> None:
     text = method_tables(figures_with(METHOD_SIMILARITIES, generator))
     rows = [cells(line) for line in text.splitlines() if line.startswith("|")]
-    assert all(len(row) in (2 + 1 + len(tables.quality_measures()), 5) for row in rows)
+    assert {len(row) for row in rows} == {6, 5}  # three measures of quality and the similarity
     changes = {row[1]: row for row in rows if len(row) == 5 and row[0] == "extreme"}
     assert list(changes) == ["gamma 1", "wrong person"]
     assert changes["gamma 1"][2].startswith("+0.200 [+0.200, +0.200]")
@@ -275,6 +359,16 @@ def test_the_contact_sheet_shows_each_picture_in_its_cell() -> None:
 def test_options_choose_the_people_and_the_variants() -> None:
     options = parse_options(["--identities", "7", "9", "--variants", "1 photo", FULL])
     assert (options.identities, options.variants) == ([7, 9], ["1 photo", FULL])
-    assert [case.kind for case in METHOD if case.wrong] == ["wrong person"]
+    assert (options.train_photos, options.gammas) == (8, [0.5, 1.0, 1.5])
+    assert [case.kind for case in method_cases([1.0], people=2)] == [
+        "base",
+        "gamma 1",
+        "wrong person",
+    ]
+    assert not any(case.wrong for case in method_cases([1.0], people=1))
+    photos = parse_options(["--people", "folder", "--recognition", "dlib"])
+    assert (photos.train_photos, photos.recognition) == (6, ["dlib"])
+    with pytest.raises(SystemExit):  # the mini embedding knows no real person
+        parse_options(["--people", "folder"])
     with pytest.raises(SystemExit):
         parse_options(["--variants", "unheard of"])
