@@ -52,8 +52,8 @@ def read_pictures(folder: Path, kind: str, count: int) -> Tensor:
     return torch.stack([load_photo(folder / name) for name in names])
 
 
-def compare(folder: Path) -> None:
-    """Prints the table of the pictures in a folder.
+def compare(folder: Path) -> str:
+    """Returns the table of the pictures in a folder, as Markdown.
 
     Raises:
         PFStorerError: a picture or the embedding is missing.
@@ -68,32 +68,39 @@ def compare(folder: Path) -> None:
         kind: float(identity_similarity(embedding, images, references).mean())
         for kind, images in pictures.items()
     }
-    print("| picture | PSNR to clean (dB) | HaarPSI to clean | identity similarity |")
-    print("|---|---|---|---|")
+    lines = [
+        "| picture | PSNR to clean (dB) | HaarPSI to clean | identity similarity |",
+        "|---|---|---|---|",
+    ]
     for kind, label in KINDS.items():
         quality = "- | -"
         if kind != "clean":
             pair = pictures[kind], pictures["clean"]
             quality = f"{float(psnr(*pair).mean()):.2f} | {float(haarpsi(*pair).mean()):.3f}"
-        print(f"| {label} | {quality} | {similarity[kind]:.3f} |")
+        lines.append(f"| {label} | {quality} | {similarity[kind]:.3f} |")
+    lines.append("")
     lost = similarity["clean"] - similarity["base"]
     if lost > 0:
         share = (similarity["personalized"] - similarity["base"]) / lost
-        print(f"\nOf the similarity that the base lacks, the adapter returned {share:.0%}.")
-    print(
+        lines.append(f"Of the similarity that the base lacks, the adapter returned {share:.0%}.")
+    lines.append(
         f"Means over {count} pictures of one drawn person: an example, no measurement; "
         "scripts/evaluate.py measures many people with intervals."
     )
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Reads the command line and compares."""
+    """Reads the command line, compares, prints the table and writes it to `table.md`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pictures", type=Path, default=REPO / "output", help="folder of them")
+    folder = parser.parse_args().pictures
     try:
-        compare(parser.parse_args().pictures)
+        table = compare(folder)
     except PFStorerError as failure:
         sys.exit(f"error: {failure}")
+    print(table)
+    (folder / "table.md").write_text(f"{table}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes the pictures of the help pages: what each knob does to drawn people.
+"""Makes the pictures of the help pages: what each knob does to drawn people and to a photo.
 
     python scripts/help_pictures.py                       # all
     python scripts/help_pictures.py --only gamma steps    # some
@@ -6,7 +6,8 @@
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one), with the mini restorer. People and
 adapters are those of scripts/evaluate.py; adapters that FOLDER lacks are trained first, which takes
-minutes each. People, seeds and settings are fixed, so a picture changes only when the plugin does.
+minutes each. The photo is scikit-image's astronaut (NASA, public domain). People, seeds and
+settings are fixed, so a picture changes only when the plugin does.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,21 @@ import torch
 from comfyui_client import REPO, TEXT_EVENT, Client, PromptRefused, Server, ServerError
 from setup_host import find_comfyui
 
+TRAINING = "PFStorerTrainIdentityAdapter"
 TEXT_SECONDS = 10  # between two lines of text, where the output is no terminal
+
+
+@dataclass
+class Results:
+    """What a workflow gave.
+
+    Attributes:
+        pictures: their files.
+        texts: by the node's title, what output nodes show.
+    """
+
+    pictures: list[Path]
+    texts: dict[str, str]
 
 
 class Progress:
@@ -92,38 +107,98 @@ def file_name(title: str, number: int, original: str) -> str:
     return f"{words}{f'_{number + 1}' if number else ''}{Path(original).suffix}"
 
 
-def run_workflow(workflow: Path, output: Path, comfyui: Path) -> list[Path]:
-    """Runs a workflow and returns the paths of its pictures in `output`.
+def without_training(client: Client, prompt: dict[str, Any]) -> dict[str, Any]:
+    """Returns the part of a prompt that needs no training, {} if it has none or gives no output."""
+    late = {node for node, entry in prompt.items() if entry["class_type"] == TRAINING}
+    if not late:
+        return {}
+    waiting = late
+    while waiting:
+        waiting = {
+            node
+            for node, entry in prompt.items()
+            if node not in late
+            and any(isinstance(x, list) and x[0] in late for x in entry["inputs"].values())
+        }
+        late = late | waiting
+    early = {node: entry for node, entry in prompt.items() if node not in late}
+    infos = (client.object_info(entry["class_type"]) for entry in early.values())
+    return early if any(info and info["output_node"] for info in infos) else {}
+
+
+def run_on(client: Client, prompt: dict[str, Any], output: Path, started: float) -> Results:
+    """Runs a prompt, what needs no training first, and saves its pictures in `output`.
+
+    Args:
+        client: of the server.
+        prompt: by node id, `{"class_type", "inputs", "_meta"}`.
+        output: folder for the pictures.
+        started: since when it is told how long the first pictures took, of `time.monotonic`.
+
+    Raises:
+        PromptRefused: ComfyUI does not accept the prompt.
+        ServerError: ComfyUI failed, or a node did.
+    """
+    early = without_training(client, prompt)
+    if early:
+        paths = _run_part(client, early, output).pictures
+        minutes = (time.monotonic() - started) / 60
+        print(f"First {len(paths)} picture(s) after {minutes:.1f} min, in {output}", flush=True)
+    return _run_part(client, prompt, output)  # ComfyUI has kept what was done
+
+
+def _run_part(client: Client, prompt: dict[str, Any], output: Path) -> Results:
+    progress = Progress(prompt)
+    run = client.run(prompt, timeout=3600, on_event=progress)
+    progress.end_line()
+    if run.status != "success":
+        error = run.error or {"node_type": "ComfyUI", "exception_message": run.status}
+        raise ServerError(f"{error['node_type']}: {error['exception_message']}")
+    results = Results([], {})
+    for node_id, result in run.outputs.items():
+        title = progress.title(node_id)
+        for number, image in enumerate(result.get("images", [])):
+            path = output / file_name(title, number, image["filename"])
+            path.write_bytes(client.download(image))
+            results.pictures.append(path)
+        if "text" in result:
+            results.texts[title] = "\n".join(result["text"])
+    return results
+
+
+def run_workflow(
+    prompt: dict[str, Any], output: Path, comfyui: Path, inputs: Path | None = None
+) -> Results:
+    """Runs a workflow in API format on a ComfyUI of its own.
+
+    Args:
+        prompt: by node id, `{"class_type", "inputs", "_meta"}`.
+        output: folder for its pictures and for the adapters that it saves.
+        comfyui: folder of ComfyUI.
+        inputs: folder of what ComfyUI shall find in its input folder.
 
     Raises:
         PromptRefused: ComfyUI does not accept the workflow.
         ServerError: ComfyUI failed, or a node did; the server's log is then in `output`.
     """
-    prompt = json.loads(workflow.read_text(encoding="utf-8"))
+    started = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     with tempfile.TemporaryDirectory(prefix="pfstorer-") as base:
+        if inputs is not None:
+            shutil.copytree(inputs, Path(base, "input"))
         server = Server(comfyui, Path(sys.executable), Path(base), cpu=cpu)
         try:
             print(f"Starting ComfyUI on the {'CPU' if cpu else 'GPU'}", flush=True)
             with server, Client(server.url) as client:
-                progress = Progress(prompt)
-                run = client.run(prompt, timeout=3600, on_event=progress)
-                progress.end_line()
-                if run.status != "success":
-                    error = run.error or {"node_type": "ComfyUI", "exception_message": run.status}
-                    raise ServerError(f"{error['node_type']}: {error['exception_message']}")
-                paths = []
-                for node_id, result in run.outputs.items():
-                    for number, image in enumerate(result.get("images", [])):
-                        name = file_name(progress.title(node_id), number, image["filename"])
-                        paths.append(output / name)
-                        paths[-1].write_bytes(client.download(image))
-                return paths
+                results = run_on(client, prompt, output, started)
         except (PromptRefused, ServerError):
             if server.log_path.is_file():
                 shutil.copy(server.log_path, output / "comfyui.log")
             raise
+        for adapter in Path(base, "models", "pfstorer_identities").glob("*.safetensors"):
+            shutil.copy(adapter, output)
+    return results
 
 
 def main() -> None:
@@ -139,7 +214,8 @@ def main() -> None:
         parser.error("no ComfyUI found; run scripts/setup_host.py or set COMFYUI_PATH")
     started = time.monotonic()
     try:
-        paths = run_workflow(arguments.workflow, arguments.output, arguments.comfyui)
+        prompt = json.loads(arguments.workflow.read_text(encoding="utf-8"))
+        paths = run_workflow(prompt, arguments.output, arguments.comfyui).pictures
     except (PromptRefused, ServerError) as failure:
         sys.exit(f"error: {failure}")
     print(f"{len(paths)} picture(s) in {(time.monotonic() - started) / 60:.1f} min:")

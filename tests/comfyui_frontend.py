@@ -44,6 +44,19 @@ SET_WIDGETS = """([type, values]) => {
     return nodes.length;
 }"""
 
+DROP = """async ([bytes, name]) => {
+    const type = `image/${name.split(".").at(-1)}`;
+    const files = new DataTransfer();
+    files.items.add(new File([Uint8Array.from(bytes)], name, {type}));
+    const at = {dataTransfer: files, bubbles: true, cancelable: true, clientX: 800, clientY: 700};
+    app.canvasEl.dispatchEvent(new DragEvent("drop", at));
+}"""
+CONNECT = """([from, title, input]) => {
+    const source = app.graph._nodes.find(n => n.type === from);
+    const target = app.graph._nodes.find(n => n.title === title);
+    source.connect(0, target, target.inputs.findIndex(i => i.name === input));
+}"""
+
 # The node alone on the canvas; returns a place on its title, in pixels of the canvas.
 ONE_NODE = """async type => {
     // not where the last one was: two quick clicks in one place rename a node and do not select it
@@ -121,6 +134,15 @@ class Frontend:
     def set_widgets(self, node_type: str, **values: Any) -> None:
         """Sets widgets of all nodes of a type, of which there must be one."""
         assert self.page.evaluate(SET_WIDGETS, [node_type, values]) > 0
+
+    def drop_picture(self, path: Path) -> None:
+        """Drops a picture file on the page and waits for the Load Image node that shows it."""
+        self.page.evaluate(DROP, [list(path.read_bytes()), path.name])
+        self.wait_for_images("LoadImage")
+
+    def connect(self, node_type: str, title: str, input_name: str) -> None:
+        """Connects the first output of the first node of a type with an input of a titled node."""
+        self.page.evaluate(CONNECT, [node_type, title, input_name])
 
     def watch(self, node_type: str) -> None:
         """Notes from now on what the first node of a type shows while it runs; see `seen`."""

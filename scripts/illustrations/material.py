@@ -12,6 +12,7 @@ from pfstorer_core.exact_degradation import ExactDegradation, degrade_exactly
 from pfstorer_core.groups import album_page, degrade_people, group_photo
 from pfstorer_core.portraits import portrait_set
 
+from .photo import astronaut, portrait
 from .sheets import Cell, Rows
 from .studio import NO_GLASSES, ROUND_GLASSES, SIZE, Studio, compared
 
@@ -24,7 +25,8 @@ def trained(studio: Studio) -> tuple[Rows, int]:
         cells = [("no adapter", studio.restore(studio.base, lq))]
         for name, count in (("half the steps", 150), (FULL, 300), ("twice the steps", 600)):
             cells.append((f"{count}", _by_variant(studio, who, name, lq)))
-        return [*cells, ("1200", studio.restore(studio.personalized(person), lq))]
+        steps = f"{studio.standard.config.steps}"
+        return [*cells, (steps, studio.restore(studio.personalized(person), lq))]
 
     return compared(studio, [(ROUND_GLASSES, "extreme", 0), (NO_GLASSES, "extreme", 0)], ways)
 
@@ -70,10 +72,11 @@ def views(studio: Studio) -> tuple[Rows, int]:
 
 
 def degradations(studio: Studio) -> tuple[Rows, int]:
-    """Presets, three times each."""
+    """Presets, on a photo and on drawn portraits."""
     rows = []
+    photo = portrait(astronaut(), SIZE)[None]
+    clean = torch.cat([photo, portrait_set(1_000_004, 3, 2, SIZE)])  # (4, 3, SIZE, SIZE)
     for number, level in enumerate(PRESETS):
-        clean = portrait_set(1_000_004, 4, 2, SIZE)
         generator = torch.Generator().manual_seed(number)
         spoilt = degrade(clean, PRESETS[level], generator)
         rows.append([(level, spoilt[0]), *(("", picture) for picture in spoilt[1:])])
@@ -83,7 +86,7 @@ def degradations(studio: Studio) -> tuple[Rows, int]:
 
 def explicit(studio: Studio) -> tuple[Rows, int]:
     """Each value of the explicit degradation alone."""
-    clean = portrait_set(1_000_004, 1, 2, SIZE)  # (1, 3, H, W)
+    clean = portrait(astronaut(), SIZE)[None]  # (1, 3, SIZE, SIZE)
     values: dict[str, tuple[float, ...]] = {
         "blur": (4, 8, 16),
         "downsample": (4, 8, 12),

@@ -14,12 +14,12 @@ from pfstorer_core.portraits import portrait_set
 from pfstorer_core.similarity import load_embedding
 
 from .sheets import Cell, Rows
-from .studio import DARK_GLASSES, NO_GLASSES, ROUND_GLASSES, SIZE, Studio, compared
+from .studio import DARK_GLASSES, NO_GLASSES, PHOTO, ROUND_GLASSES, SIZE, Studio, compared
 
 
 def restorer(studio: Studio) -> tuple[Rows, int]:
-    """What the mini restorer alone does."""
-    cases = [(ROUND_GLASSES, "light", 0), (DARK_GLASSES, "medium", 0), (NO_GLASSES, "extreme", 0)]
+    """What the bundled restorer alone does to a photo."""
+    cases = [(PHOTO, level, 0) for level in ("light", "medium", "extreme")]
     return compared(studio, cases, lambda _, lq: [("restored", studio.restore(studio.base, lq))])
 
 
@@ -100,7 +100,7 @@ def steps(studio: Studio) -> tuple[Rows, int]:
     def ways(person: int, lq: Tensor) -> list[Cell]:
         return [(f"{n}", studio.restore(studio.base, lq, steps=n)) for n in (1, 4, 8, 20, 50)]
 
-    return compared(studio, [(ROUND_GLASSES, "medium", 1), (DARK_GLASSES, "extreme", 1)], ways)
+    return compared(studio, [(PHOTO, "medium", 1), (PHOTO, "extreme", 1)], ways)
 
 
 def denoise(studio: Studio) -> tuple[Rows, int]:
@@ -111,7 +111,7 @@ def denoise(studio: Studio) -> tuple[Rows, int]:
             (f"{d:g}", studio.restore(studio.base, lq, denoise=d)) for d in (0.25, 0.5, 0.75, 1.0)
         ]
 
-    return compared(studio, [(ROUND_GLASSES, "medium", 1), (DARK_GLASSES, "extreme", 1)], ways)
+    return compared(studio, [(PHOTO, "medium", 1), (PHOTO, "extreme", 1)], ways)
 
 
 def seed(studio: Studio) -> tuple[Rows, int]:
@@ -120,7 +120,7 @@ def seed(studio: Studio) -> tuple[Rows, int]:
     def ways(person: int, lq: Tensor) -> list[Cell]:
         return [(f"seed {s}", studio.restore(studio.base, lq, seed=s)) for s in range(4)]
 
-    return compared(studio, [(NO_GLASSES, "light", 2), (NO_GLASSES, "extreme", 2)], ways)
+    return compared(studio, [(PHOTO, "light", 2), (PHOTO, "extreme", 2)], ways)
 
 
 def color_fix(studio: Studio) -> tuple[Rows, int]:

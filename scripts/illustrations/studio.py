@@ -14,10 +14,12 @@ from torch import Tensor
 from pfstorer_core.degradation import PRESETS, degrade
 from pfstorer_core.groups import GroupPhoto, degrade_people, group_photo
 
+from .photo import astronaut, portrait
 from .sheets import Cell, Rows
 
 SIZE = 128  # pixels: side of the mini restorer's pictures
 ROUND_GLASSES, DARK_GLASSES, NO_GLASSES = 0, 1, 2  # places of people among the evaluation's
+PHOTO = -1  # in place of a drawn person: a photo of a real one, who has no adapter
 
 Case = tuple[int, str, int]  # person, degradation, number of the picture
 
@@ -62,9 +64,12 @@ class Studio:
 
     def spoilt(self, person: int, level: str, picture: int = 0) -> tuple[Tensor, Tensor]:
         """Returns a held-out picture of a person, (3, H, W), degraded and clean."""
-        who: Person = self.people[person]
-        clean = who.clean[picture]
-        generator = torch.Generator().manual_seed(derive_seed("help", who.name, level, picture))
+        if person == PHOTO:
+            name, clean = "astronaut", portrait(astronaut(), SIZE)
+        else:
+            who: Person = self.people[person]
+            name, clean = who.name, who.clean[picture]
+        generator = torch.Generator().manual_seed(derive_seed("help", name, level, picture))
         return degrade(clean[None], PRESETS[level], generator)[0], clean
 
     def group(self, level: str) -> tuple[Tensor, GroupPhoto]:
@@ -81,7 +86,7 @@ def compared(
 
     Args:
         studio: people and restorer.
-        cases: person, degradation and number of the picture, of each row.
+        cases: person or `PHOTO`, degradation and number of the picture, of each row.
         ways: makes labelled pictures of a person's LQ picture.
     """
     rows = []

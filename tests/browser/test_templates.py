@@ -1,8 +1,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from comfyui_client import REPO
 from comfyui_frontend import Frontend
+from torchvision.transforms.functional import to_pil_image
+
+from pfstorer_core.degradation import PRESETS, degrade
+from pfstorer_core.portraits import portrait_set
 
 TEMPLATES = sorted(path.stem for path in (REPO / "example_workflows").glob("*.json"))
 TRAINING = ["group_photo", "personalized_restore", "train_identity"]
@@ -23,6 +28,9 @@ REPORTS = {  # by template: node with a report and what it says
         ["Identity 1 (person 1), gamma 1: mask of ", "Identity 2 (person 2), gamma 1: mask of "],
     ),
 }
+SHOWN_SIZES = """() => app.graph._nodes.find(n => n.type === "SaveImage").imgs.map(
+    image => [image.naturalWidth, image.naturalHeight]
+)"""
 
 
 @pytest.fixture
@@ -55,6 +63,24 @@ def test_a_template_opens_runs_and_shows_its_picture(
     shoot(frontend, screenshots / f"{name}.png")
     if name in REPORTS:
         check_report(frontend, name)
+
+
+def test_a_dropped_photo_is_restored_at_the_first_queue(
+    frontend: Frontend, tmp_path: Path, screenshots: Path
+) -> None:
+    frontend.open_template("restore_photo")
+    photo = tmp_path / "photo.jpeg"
+    portrait = portrait_set(5_000_000, 1, 1, 96)[..., :80]  # (1, 3, 96, 80)
+    spoilt = degrade(portrait, PRESETS["medium"], torch.Generator().manual_seed(0))
+    to_pil_image(spoilt[0]).save(photo)
+    frontend.drop_picture(photo)
+    for title, name in (("Tiled Restore", "image"), ("Low quality", "images")):
+        frontend.connect("LoadImage", title, name)
+    frontend.run()
+    frontend.wait_for_images()
+    shoot(frontend, screenshots / "restore_photo_own.png")
+    (size,) = frontend.page.evaluate(SHOWN_SIZES)
+    assert size == [80, 96]
 
 
 @pytest.mark.parametrize("name", TRAINING)
