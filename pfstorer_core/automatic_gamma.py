@@ -20,9 +20,7 @@ _MAD_OF_NORMAL = 0.6745  # median of |x| of a standard normal x
 def degradation_level(images: Tensor, weight: Tensor | None = None) -> Tensor:
     """Returns how much of their fine detail pictures have lost: 0 is none, 1 as in "extreme".
 
-    It compares the energy of Haar wavelets of 2 px with those of 16 px: what was small, blurred or
-    strongly compressed has little left of the former. Noise is estimated from the diagonal
-    wavelets and taken out. A flat picture has nothing to lose and counts as 0.
+    A flat picture has nothing to lose and counts as 0.
 
     Args:
         images: (B, 3, H, W) in [0, 1], scaled to the size at which they are restored.
@@ -30,6 +28,23 @@ def degradation_level(images: Tensor, weight: Tensor | None = None) -> Tensor:
 
     Returns:
         (B,) in [0, 1], float32 on the CPU.
+    """
+    return ((fine_detail(images, weight) - _CLEAN) / (_EXTREME - _CLEAN)).clamp(0, 1)
+
+
+def fine_detail(images: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Returns how much fine detail pictures have, in octaves of energy; 0 is as sharp as can be.
+
+    It compares the energy of Haar wavelets of 2 px with those of 16 px: what was small, blurred or
+    strongly compressed has little left of the former. Noise is estimated from the diagonal
+    wavelets and taken out.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1], scaled to the size at which they are restored.
+        weight: (B, 1, H, W) in [0, 1], where to look; None is everywhere.
+
+    Returns:
+        (B,) float32 on the CPU.
 
     Source: ours; noise by Donoho and Johnstone 1994, Ideal spatial adaptation by wavelet shrinkage.
     """
@@ -47,8 +62,7 @@ def degradation_level(images: Tensor, weight: Tensor | None = None) -> Tensor:
         energy = (edges * where).flatten(1).sum(1) / total
         energies.append((energy - 2 * noise).clamp(min=1e-9))
     # In a sharp picture the energy grows fourfold with each octave.
-    detail = torch.log2(energies[0] / energies[-1]) + 2 * (_OCTAVES - 1)
-    return ((detail - _CLEAN) / (_EXTREME - _CLEAN)).clamp(0, 1).cpu()
+    return (torch.log2(energies[0] / energies[-1]) + 2 * (_OCTAVES - 1)).cpu()
 
 
 def gamma_for(level: Tensor) -> Tensor:

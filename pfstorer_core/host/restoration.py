@@ -18,6 +18,7 @@ from .. import color
 from ..degradation import resize_bicubic
 from ..errors import PFStorerError
 from ..upscaling import UPSCALINGS, pass_sizes
+from ..working_size import sharp, working_size
 from . import patches, vae_tiles
 from .automatic import choose_gammas
 from .identities import AUTO
@@ -124,7 +125,9 @@ def restore(
 
     All images of a batch get the noise of the first, so that each is restored as it would be
     alone (samplers that add noise at each step aside, and masks of heads of different sizes, of
-    which the largest decides at which sizes "auto" works). Grey images stay grey.
+    which the largest decides at which sizes "auto" works, as does the sharpest image). Grey images
+    stay grey. Where a bundled restorer chooses sizes and tiles itself, sharp images of large
+    faces stay as they are, see `working_size`.
 
     Args:
         model: MODEL of `load_base_restorer`, with or without identities.
@@ -178,6 +181,15 @@ def restore(
     given = rgb.shape[2], rgb.shape[3]
     known = known_factor(identities, given, trained_size(model), bundled)
     sizes = pass_sizes(given, (height, width), chosen.upscaling, known, bundled)
+    kept = torch.zeros(len(rgb), dtype=torch.bool)  # images that are left as they are
+    if bundled and known is not None and chosen.upscaling == "auto" and not chosen.tile_size:
+        (full,) = sizes
+        sizes = [working_size(rgb, full, known)]
+        if sizes[0] != full:
+            report.line(
+                f"The picture is blurred at {full[1]} x {full[0]} px, so it is made smaller"
+            )
+        kept = sharp(rgb, full, known)
     if any(identity.strength == AUTO for identity in identities):
         model = choose_gammas(model, resize_bicubic(rgb, sizes[0]))
     if chosen.check_person and identities and can_check_persons(model):
@@ -189,15 +201,23 @@ def restore(
         check_conditioning(prompt, max(len(plan.layout.tiles) for plan in plans))
     grey = color.is_grey(rgb)
     restored = rgb
-    for number, (pass_size, plan) in enumerate(zip(sizes, plans, strict=True), 1):
+    passes = [] if kept.all() else list(zip(sizes, plans, strict=True))
+    for number, (pass_size, plan) in enumerate(passes, 1):
         report.begin(number, len(sizes), chosen.steps)
         original = resize_bicubic(rgb, pass_size).contiguous()  # (B, 3, *pass_size)
         lq = original if number == 1 else resize_bicubic(restored, pass_size)
         restored = _restore_pass(model, vae, lq, original, prompts, plan, chosen, report)
     report.end()
-    if sizes[-1] != (height, width):
+    if passes and sizes[-1] != (height, width):
         report.line(f"Scaled from {sizes[-1][1]} x {sizes[-1][0]} to {width} x {height} px")
-        restored = resize_bicubic(restored, (height, width))
+    restored = resize_bicubic(restored, (height, width))
+    if kept.any():
+        report.line(
+            f"{int(kept.sum())} of {len(kept)} images are so sharp that this restorer would only "
+            "spoil them, so they stay as they are; upscaling 'one pass' restores them nevertheless"
+        )
+        original = resize_bicubic(rgb, (height, width)).to(restored)
+        restored = torch.where(kept[:, None, None, None].to(restored.device), original, restored)
     for item in (k for k, is_grey in enumerate(grey) if is_grey):
         color.to_grey(restored[item : item + 1], out=restored[item : item + 1])
     if chosen.masked_only:

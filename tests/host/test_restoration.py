@@ -19,6 +19,7 @@ from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host import patches, restoration
 from pfstorer_core.host.padding import pad
 from pfstorer_core.host.progress import RestoreReport
+from pfstorer_core.portraits import portrait_set
 
 STEPS = 2
 SAMPLERS = ["euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_sde", "uni_pc", "ddim", "lcm"]
@@ -255,6 +256,43 @@ class TestUpscaling:
         assert "Scaled from 96 x 128 to 192 x 256 px" in report.lines
 
 
+class TestWorkingSize:
+    """What the bundled restorer, of 128 px, makes of large blurred and of sharp pictures."""
+
+    SHARP = portrait_set(7, 1, 0, 388).movedim(1, -1)  # (1, 388, 388, 3)
+
+    def test_large_blurred_pictures_are_restored_at_half_their_size(self, loaded) -> None:
+        pixels, report = image((400, 48)), RestoreReport()
+        small = resize_bicubic(pixels.movedim(-1, 1), (200, 24)).movedim(1, -1)
+        known = restore(loaded, small, upscaling="one pass").movedim(-1, 1)
+        out = restore(loaded, pixels, report=report)
+        assert torch.equal(out, resize_bicubic(known, (400, 48)).movedim(1, -1))
+        assert "The picture is blurred at 48 x 400 px, so it is made smaller" in report.lines
+        assert "Scaled from 24 x 200 to 48 x 400 px" in report.lines
+
+    def test_sharp_pictures_stay_as_they_are(self, loaded) -> None:
+        report = RestoreReport()
+        out = restore(loaded, self.SHARP, report=report)
+        assert torch.equal(out, self.SHARP) and out.data_ptr() != self.SHARP.data_ptr()
+        assert any(line.startswith("1 of 1 images are so sharp") for line in report.lines)
+        assert not any("1 tile of" in line for line in report.lines)
+
+    def test_each_picture_of_a_batch_stays_or_is_restored(self, loaded) -> None:
+        soft = image((388, 388))
+        out = restore(loaded, torch.cat([self.SHARP, soft]), steps=1)
+        assert torch.equal(out[:1], self.SHARP)
+        alone = restore(loaded, soft, steps=1, upscaling="one pass")  # the sharp one decides
+        assert relative_l2(out[1:], alone) < 1e-5
+
+    def test_smaller_ones_are_restored(self, loaded) -> None:
+        small = resize_bicubic(self.SHARP.movedim(-1, 1), (96, 96)).movedim(1, -1)
+        assert torch.equal(restore(loaded, small), restore(loaded, small, upscaling="one pass"))
+
+    @pytest.mark.parametrize("settings", [{"upscaling": "one pass"}, {"tile_size": 192}])
+    def test_what_a_user_chooses_is_done(self, loaded, settings: dict[str, Any]) -> None:
+        assert relative_l2(restore(loaded, self.SHARP, steps=1, **settings), self.SHARP) > 1e-3
+
+
 def test_areas_belong_to_the_output(loaded) -> None:
     """In latent pixels or as shares, and in passes of smaller sizes as well."""
     settings = {"steps": 1, "scale": 5.0, "color_fix": "none"}
@@ -280,8 +318,8 @@ def test_previews_of_extreme_pictures(loaded, monkeypatch) -> None:
 
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Latent2RGB)
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", show)
-    restore(loaded, image((2, 2600)), steps=1)
-    restore(loaded, image((700, 600)), steps=1)
+    restore(loaded, image((2, 2600)), steps=1, upscaling="one pass")
+    restore(loaded, image((700, 600)), steps=1, upscaling="one pass")
     assert sizes == [(128, 1), (109, 128)]
 
 
