@@ -1,44 +1,52 @@
 """Measures what looks at a picture before it is restored: automatic gamma and the person check.
 
-    python scripts/evaluate_trust.py                # all, with the mini restorer
-    python scripts/evaluate_trust.py --only gamma
+    python scripts/evaluate_trust.py                     # all, on drawn people
+    python scripts/evaluate_trust.py --sections gamma
+    python scripts/evaluate_trust.py --people FOLDER --recognition MobileFaceNet.tflite
 
-Runs in ComfyUI's environment (scripts/setup_host.py makes one). People, adapters and their cache
-are those of scripts/evaluate.py: give the same --out, and no adapter is trained twice. Writes
-Markdown tables to OUT. Intervals are 95% bootstraps that resample people and their pictures.
+Runs in ComfyUI's environment (scripts/setup_host.py makes one). Beside --sections it takes all
+options of scripts/evaluate.py; people, adapters and their cache are the same, so with the same
+options no adapter is trained twice. Writes Markdown tables to OUT, each with the constants that
+these people suggest for the code. Intervals are 95% bootstraps that resample people and their
+pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from in_process import use_comfyui
 from setup_host import REPO
 from torch import Tensor
 
 sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
 
-from evaluate_tiles import TRAINED, Trial, parse_sections, run_sections
+from evaluate import Bench, Judge, gather_people, parse_options
+from evaluation.adapters import FULL, VARIANTS
+from evaluation.calibration import best_strength, fit_ramp
 from evaluation.people import Person, derive_seed
+from evaluation.recognition import load_recognition
 from evaluation.tables import SIMILARITY, Figures, interval_text, markdown_table
 
 from pfstorer_core.adapter import IdentityAdapter
-from pfstorer_core.automatic_gamma import degradation_level
+from pfstorer_core.automatic_gamma import degradation_level, fine_detail
 from pfstorer_core.degradation import PRESETS, DegradationConfig, StageConfig, degrade
-from pfstorer_core.metrics import clustered_interval, psnr
+from pfstorer_core.errors import PFStorerError
+from pfstorer_core.metrics import clustered_interval, haarpsi, psnr
 from pfstorer_core.portraits import portrait_set
-from pfstorer_core.similarity import identity_similarity
-
-if TYPE_CHECKING:
-    from pfstorer_core.host.person_check import PersonCheck
 
 FIRST_STRANGER = 6_000_000
-PSNR = "PSNR (dB)"
-GAMMAS = (0.0, 0.5, 1.0)
+PSNR, HAARPSI = "PSNR (dB)", "HaarPSI"
+MEASURES = (SIMILARITY, PSNR, HAARPSI)
+GAMMAS = (0.0, 0.5, 0.7, 0.85, 1.0, 1.2)
+TOLERATED = 0.005  # similarity that is given up for fidelity
+SIGMAS = (1.75, 2.5, 3.5)  # of the noise under which the person check looks
+FALSE_ALARMS = 0.05  # share of the pictures of the right person
 AUTO, ONE, LEVEL = "auto", "1", "level of degradation"
 STRENGTHS = {
     # A good photo saved once more.
@@ -66,13 +74,72 @@ STRENGTHS = {
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    return parse_sections(__doc__, list(SECTIONS), arguments)
+    """Reads the command line: the options of scripts/evaluate.py, and `sections`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="All other options are those of scripts/evaluate.py.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    chosen, others = parser.parse_known_args(arguments)
+    options = parse_options(others)
+    options.sections = chosen.sections
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the chosen sections."""
-    run_sections(parse(arguments), SECTIONS, "trust")
+    options = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    use_comfyui()
+    import comfy.utils
+
+    comfy.utils.set_progress_bar_enabled(False)
+    try:
+        trial = Trial(options)
+    except PFStorerError as error:
+        sys.exit(f"error: {error}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.sections:
+        report = SECTIONS[name](trial)
+        (options.out / f"trust_{name}.md").write_text(report, encoding="utf-8")
+        print(report, flush=True)
+
+
+class Trial:
+    """The restorer, people with their adapters, and who judges their pictures.
+
+    Args:
+        options: of `parse`.
+
+    Raises:
+        PFStorerError: a file, a photo or a face is missing.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        networks = [load_recognition(name) for name in options.recognition or [None]]
+        judge = Judge(networks)
+        self.drawn = not options.people
+        self.bench = Bench(options)
+        self.people = gather_people(options, {FULL: VARIANTS[FULL]})
+        self.measures = [judge.measures(person) for person in self.people]
+        clean = torch.cat([person.clean for person in self.people])
+        extreme = torch.cat([degraded(person, "extreme")[0] for person in self.people])
+        self.clean_detail, self.extreme_detail = (
+            float(fine_detail(pictures).mean()) for pictures in (clean, extreme)
+        )
+
+    def adapter(self, person: Person) -> IdentityAdapter:
+        """Returns a person's adapter, trained now if it is not there."""
+        return self.bench.adapter(person, VARIANTS[FULL])
+
+    def level(self, images: Tensor) -> Tensor:
+        """Returns `degradation_level` (B,) of pictures as it is between these people's extremes."""
+        share = (fine_detail(images) - self.clean_detail) / (
+            self.extreme_detail - self.clean_detail
+        )
+        return share.clamp(0, 1)
 
 
 def degraded(person: Person, strength: str) -> tuple[Tensor, int]:
@@ -87,91 +154,172 @@ def gamma(trial: Trial) -> str:
     from pfstorer_core.host import apply_identity
 
     figures = Figures()
-    for person in trial.people:
+    levels: dict[str, list[Tensor]] = {strength: [] for strength in STRENGTHS}
+    for person, measures in zip(trial.people, trial.measures, strict=True):
         adapter = trial.adapter(person)
         for strength in STRENGTHS:
             lq, seed = degraded(person, strength)
+            levels[strength].append(trial.level(lq))
             for value in (*GAMMAS, AUTO):
                 model = apply_identity(trial.bench.model, adapter, value)
-                restored = trial.restore(model, lq, seed=seed)
+                restored = trial.bench.restore(model, lq, seed)
                 measured = {
-                    SIMILARITY: identity_similarity(trial.embedding, restored, person.references),
+                    SIMILARITY: measures(restored)[SIMILARITY],
                     PSNR: psnr(restored, person.clean),
+                    HAARPSI: haarpsi(restored, person.clean),
                     LEVEL: degradation_level(lq),
                 }
                 kind = value if isinstance(value, str) else f"{value:g}"
                 figures.add(strength, kind, person.name, measured)
+        logging.info("%s measured", person.name)
     rows = []
     for strength in STRENGTHS:
         for kind in figures.kinds():
-            cells = [interval_text(figures.mean(strength, kind, m), m) for m in (SIMILARITY, PSNR)]
-            changes = ["-", "-"]
+            cells = [interval_text(figures.mean(strength, kind, m), m) for m in MEASURES]
+            changes = ["-"] * len(MEASURES)
             if kind == AUTO:
-                changes = [
-                    _change(figures.difference(strength, AUTO, ONE, m)) for m in (SIMILARITY, PSNR)
-                ]
+                changes = [_change(figures.difference(strength, AUTO, ONE, m)) for m in MEASURES]
             rows.append([strength, kind, *cells, *changes])
-    levels = ", ".join(
+    found = ", ".join(
         f"{strength} {float(figures.values(strength, ONE, LEVEL).mean()):.2f}"
         for strength in STRENGTHS
     )
     people, pictures = figures.values("light", ONE, PSNR).shape
     head = (
-        f"{people} people, {pictures} pictures each, {trial.steps} steps, no colour fix. Mean "
-        f"level of degradation: {levels}.\n\n"
+        f"{people} people, {pictures} pictures each, {trial.bench.options.steps} steps, no colour "
+        f"fix. Mean level of degradation: {found}.\n\n"
     )
-    names = ["degradation", "gamma", SIMILARITY, PSNR, "similarity against 1", "PSNR against 1"]
-    return head + markdown_table(names, rows)
+    names = ["degradation", "gamma", *MEASURES, *(f"{m} against 1" for m in MEASURES)]
+    table = markdown_table(names, rows)
+    return f"{head}{table}\n{_gamma_constants(trial, figures, levels)}"
+
+
+def _gamma_constants(trial: Trial, figures: Figures, levels: dict[str, list[Tensor]]) -> str:
+    best, means = {}, {}
+    for strength in STRENGTHS:
+        similarity, quality = (
+            torch.stack([figures.values(strength, f"{g:g}", m).mean() for g in GAMMAS])
+            for m in (SIMILARITY, HAARPSI)
+        )
+        best[strength] = best_strength(GAMMAS, similarity, quality, TOLERATED)
+        means[strength] = float(torch.cat(levels[strength]).mean())
+    ends, gammas = fit_ramp(list(means.values()), list(best.values()))
+    rows = [[strength, f"{means[strength]:.2f}", f"{best[strength]:g}"] for strength in STRENGTHS]
+    table = markdown_table(["degradation", "level", "best gamma"], rows)
+    return (
+        f"The best gamma has the highest {HAARPSI} among those at most {TOLERATED} below the "
+        "highest identity similarity; levels are between these people's clean and extreme "
+        f"pictures.\n\n{table}\n"
+        "For `pfstorer_core/automatic_gamma.py`:\n\n```\n"
+        f"_CLEAN, _EXTREME = {trial.clean_detail:.1f}, {trial.extreme_detail:.1f}\n"
+        f"_LEVELS, _GAMMAS = {_pair(ends)}, {_pair(gammas)}\n```\n"
+    )
 
 
 def guard(trial: Trial) -> str:
-    """Counts how often the person check warns of the right person and of strangers."""
-    strangers = [
-        portrait_set(FIRST_STRANGER + k, 1, k, TRAINED) for k in range(len(trial.people[0].clean))
+    """Counts how often the person check warns of the right person and of others."""
+    from pfstorer_core.host import person_check
+
+    pictures = {strength: _shown(trial, strength) for strength in STRENGTHS}
+    used = person_check.SIGMA
+    scores: dict[float, dict[str, Tensor]] = {}
+    for sigma in dict.fromkeys((used, *SIGMAS)):
+        person_check.SIGMA = sigma
+        scores[sigma] = {strength: _scores(trial, lq) for strength, lq in pictures.items()}
+        logging.info("person check under noise of %g measured", sigma)
+    person_check.SIGMA = used
+    apart = {
+        sigma: [_apart(of_strength) for of_strength in found.values()]
+        for sigma, found in scores.items()
+    }
+    best = max(apart, key=lambda sigma: sum(apart[sigma]))
+
+    levels = {strength: trial.level(lq.flatten(0, 2)) for strength, lq in pictures.items()}
+    lowest = [float(of_strength[0].quantile(FALSE_ALARMS)) for of_strength in scores[best].values()]
+    between, ends = fit_ramp([float(level.mean()) for level in levels.values()], lowest)
+    now, then = [], []
+    for strength, lq in pictures.items():
+        shape = scores[used][strength].shape
+        limits = person_check.limits_of(degradation_level(lq.flatten(0, 2))).reshape(shape)
+        now.append([strength, *_guard_row(scores[used][strength], limits)])
+        share = ((levels[strength] - between[0]) / (between[1] - between[0])).clamp(0, 1)
+        limits = (ends[0] + (ends[1] - ends[0]) * share).reshape(shape)
+        then.append([strength, *_guard_row(scores[best][strength], limits)])
+    _, people, count = scores[used]["light"].shape
+    others = "strangers" if trial.drawn else "all others"
+    names = ["degradation", "false alarms", "hits, next person", f"hits, {others}", "AUC", "score"]
+    names += ["next person", others]
+    by_sigma = [
+        [f"{sigma:g}", *(f"{value:.3f}" for value in values)] for sigma, values in apart.items()
     ]
-    rows = []
-    for strength in STRENGTHS:
-        right, wrong, others = [], [], []
-        for k, person in enumerate(trial.people):
-            adapter = trial.adapter(person)
-            following = trial.people[(k + 1) % len(trial.people)]
-            stranger = replace(
-                person, name=f"strangers of {person.name}", clean=torch.cat(strangers)
-            )
-            for shown, checks in ((person, right), (following, wrong), (stranger, others)):
-                checks.append(_person_check(trial, adapter, degraded(shown, strength)[0]))
-        warned = [
-            torch.stack([c.scores < c.limits for c in x]).double() for x in (right, wrong, others)
-        ]
-        scores = [torch.stack([c.scores for c in x]).double() for x in (right, wrong, others)]
-        better = (
-            scores[0][:, :, None] > torch.stack([*scores[1:]]).movedim(0, 1).flatten(1)[:, None]
-        )
-        rows.append(
-            [
-                strength,
-                *(interval_text(clustered_interval(x)) for x in warned),
-                f"{float(better.double().mean()):.3f}",
-                *(f"{float(x.mean()):+.2f}" for x in scores),
-            ]
-        )
-    people, pictures = len(trial.people), len(trial.people[0].clean)
-    head = (
-        f"{people} adapters, {pictures} pictures each: of the person (warned: false alarm), of the "
-        f"next person and of {pictures} strangers (warned: hit). AUC: how often a picture of the "
-        "person scores above one of somebody else.\n\n"
+    return (
+        f"{people} adapters, {count} pictures each: of the person (warned: false alarm), of the "
+        f"next person and of {others} (warned: hit). AUC: how often a picture of the person scores "
+        f"above one of somebody else.\n\n{markdown_table(names, now)}\n"
+        f"AUC by the sigma of the noise:\n\n{markdown_table(['sigma', *STRENGTHS], by_sigma)}\n"
+        f"For `pfstorer_core/host/person_check.py`, with the levels of `_CLEAN, _EXTREME = "
+        f"{trial.clean_detail:.1f}, {trial.extreme_detail:.1f}`:\n\n```\nSIGMA = {best:g}\n"
+        f"_LEVELS, _LIMITS = {_pair(between)}, {_pair(ends)}\n```\n\n"
+        f"What they give on these pictures, from which they were taken:\n\n"
+        f"{markdown_table(names, then)}"
     )
-    names = ["degradation", "false alarms", "hits, next person", "hits, strangers", "AUC"]
-    return head + markdown_table([*names, "score", "next person", "strangers"], rows)
 
 
-def _person_check(trial: Trial, adapter: IdentityAdapter, lq: Tensor) -> PersonCheck:
+def _shown(trial: Trial, strength: str) -> Tensor:
+    """Returns what each adapter is asked about: (3, P, M, 3, S, S), degraded.
+
+    They are the person's pictures, the next person's, and those of others: strangers beside drawn
+    people, else all but these two where there are more.
+    """
+    people = trial.people
+    own = torch.stack([degraded(person, strength)[0] for person in people])  # (P, M, 3, S, S)
+    following = own.roll(-1, 0)
+    count, size = own.shape[1], own.shape[-1]
+    if trial.drawn:
+        drawn = [portrait_set(FIRST_STRANGER + k, 1, k, size) for k in range(count)]
+        strangers = [
+            degraded(replace(p, name=f"strangers of {p.name}", clean=torch.cat(drawn)), strength)[0]
+            for p in people
+        ]
+        return torch.stack([own, following, torch.stack(strangers)])
+    others = []
+    for k in range(len(people)):
+        rest = [own[j] for j in range(len(people)) if j not in (k, (k + 1) % len(people))]
+        # One of each in turn.
+        others.append(torch.stack(rest or [following[k]], 1).flatten(0, 1)[:count])
+    return torch.stack([own, following, torch.stack(others)])
+
+
+def _scores(trial: Trial, pictures: Tensor) -> Tensor:
+    """Returns the scores (3, P, M) of the person check for what `_shown` gives."""
     from pfstorer_core.host import apply_identity
     from pfstorer_core.host.person_check import check_persons
 
-    model = apply_identity(trial.bench.model, adapter)
-    (check,) = check_persons(model, trial.bench.vae, lq)
-    return check
+    found = []
+    for k, person in enumerate(trial.people):
+        model = apply_identity(trial.bench.model, trial.adapter(person))
+        (check,) = check_persons(model, trial.bench.vae, pictures[:, k].flatten(0, 1))
+        found.append(check.scores.reshape(pictures.shape[0], -1))  # (3, M)
+    return torch.stack(found, 1).double()
+
+
+def _apart(scores: Tensor) -> float:
+    """Returns how often a picture of the person scores above one of somebody else (AUC)."""
+    own, others = scores[0], scores[1:].movedim(0, 1).flatten(1)  # (P, M), (P, 2 M)
+    return float((own[:, :, None] > others[:, None]).double().mean())
+
+
+def _guard_row(scores: Tensor, limits: Tensor) -> list[str]:
+    warned = (scores < limits).double()  # (3, P, M)
+    return [
+        *(interval_text(clustered_interval(x)) for x in warned),
+        f"{_apart(scores):.3f}",
+        *(f"{float(x.mean()):+.2f}" for x in scores),
+    ]
+
+
+def _pair(values: tuple[float, float]) -> str:
+    return f"({round(values[0], 2):g}, {round(values[1], 2):g})"
 
 
 def _change(interval: tuple[float, float, float]) -> str:

@@ -7,8 +7,6 @@ import evaluate_base
 import pytest
 import torch
 from evaluate import parse_options, run
-from evaluate_tiles import Trial
-from evaluate_trust import STRENGTHS, gamma, guard, parse
 from PIL import Image
 from torchvision.utils import save_image
 
@@ -144,14 +142,3 @@ def test_a_folder_with_too_few_photos_ends_with_a_sentence(tmp_path: Path) -> No
         run(
             parse_options([*SMALL, *FEW, *DRAWN, "--people", str(tmp_path), "--out", str(tmp_path)])
         )
-
-
-def test_automatic_gamma_and_the_person_check_are_measured(tmp_path: Path) -> None:
-    options = parse(["--out", str(tmp_path), "--people", "2", "--steps", "2"])
-    trial = Trial(options, *SMALL, *FEW)
-    rows = [line.split(" | ") for line in gamma(trial).splitlines() if line.startswith("| ")][1:]
-    assert [row[1] for row in rows] == ["0", "0.5", "1", "auto"] * len(STRENGTHS)
-    found = {(row[0][2:], row[1]): row[3] for row in rows}  # PSNR
-    assert found["extreme", "auto"] == found["extreme", "1"] != found["extreme", "0"]
-    table = [line for line in guard(trial).splitlines() if line.startswith("| ")][1:]
-    assert [line.split(" | ")[0][2:] for line in table] == list(STRENGTHS)
