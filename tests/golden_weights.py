@@ -12,7 +12,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 TOLERANCE = 1e-5  # relative L2 error; see goldens/README.md
 
@@ -51,6 +51,23 @@ def relative_l2(actual: Tensor, expected: Tensor) -> float:
         raise ValueError(f"{tuple(actual.shape)} against {tuple(expected.shape)}")
     difference = actual.double() - expected.double()
     return (difference.norm() / expected.double().norm()).item()
+
+
+def rounding_limit(dtype: torch.dtype, *networks: nn.Module) -> float:
+    """Returns the relative L2 error that rounding may cause in networks that run in a row.
+
+    Every layer rounds its weights and its result, each by at most the unit roundoff of the type.
+    In a row these errors grow as a random walk does, by the root of their number.
+
+    Source: Higham and Mary 2019, A new approach to probabilistic rounding error analysis.
+    """
+    layers = [
+        module
+        for network in networks
+        for module in network.modules()
+        if list(module.parameters(recurse=False))
+    ]
+    return torch.finfo(dtype).eps / 2 * math.sqrt(2 * len(layers))
 
 
 def deterministic_tensor(key: str, shape: Sequence[int]) -> Tensor:

@@ -1,6 +1,7 @@
 """The page of a blind test in a real browser: voted by keyboard, saved, tallied."""
 
 import csv
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def save(page: Page, path: Path) -> Path:
 def test_votes_by_keyboard_are_saved_and_tallied(
     page: Page, file: Path, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
+    started = time.monotonic()
     study = read_page(file)
     assert "two restorations by different methods" in page.locator("#form").inner_text()
     page.locator("#voter").fill('=HYPERLINK("x")')
@@ -102,7 +104,7 @@ def test_votes_by_keyboard_are_saved_and_tallied(
     screens = study.screens
     wanted = [None if number == 2 else LIKED for number in range(len(screens)) for _ in range(2)]
     assert [vote.preferred for vote in votes] == wanted
-    assert all(0 <= vote.seconds < 60 for vote in votes)
+    assert all(0 <= vote.seconds < time.monotonic() - started for vote in votes)
     text = tally_votes(parse(["tally", str(path), "--page", str(file)]))
     assert f"| {LIKED} | soft | 3 |" in text
 

@@ -75,7 +75,8 @@ def test_half_precision_keeps_the_type(fix: Fix, generator: torch.Generator) -> 
     image, reference = (torch.rand(1, 3, 64, 64, generator=generator) for _ in range(2))
     result = fix(image.half(), reference.half())
     assert result.dtype == torch.float16
-    assert relative_l2(result, fix(image, reference)) < 2e-3
+    # It computes in single precision: what is rounded is the two pictures and the result.
+    assert relative_l2(result, fix(image, reference)) < 3 * torch.finfo(torch.float16).eps / 2
 
 
 def test_adain_takes_a_reference_of_any_size(generator: torch.Generator) -> None:

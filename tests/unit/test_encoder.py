@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_weights import TOLERANCE, Goldens, fill, relative_l2
+from golden_weights import TOLERANCE, Goldens, fill, relative_l2, rounding_limit
 from torch import nn
 
 from pfstorer_core.encoder import EncoderConfig, TimeAwareEncoder, timestep_embedding
@@ -60,14 +60,14 @@ def test_official_keys_and_shapes(goldens: Goldens) -> None:
     assert shapes == goldens.json("checkpoint_layout.json")["structcond"]
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 6e-3), (torch.bfloat16, 3e-2)])
-def test_half_precision(dtype: torch.dtype, limit: float, goldens: Goldens) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype, goldens: Goldens) -> None:
     tensors = goldens.tensors("time_aware_encoder_tiny")
     encoder = golden_encoder(TINY, dtype=dtype)
     levels = encoder(tensors["a.latent"].to(dtype), torch.tensor([999]))
     for number, level in enumerate(levels):
         assert level.dtype == dtype
-        assert relative_l2(level, tensors[f"a.level{number}"]) < limit
+        assert relative_l2(level, tensors[f"a.level{number}"]) < rounding_limit(dtype, encoder)
 
 
 def test_timesteps_stay_apart_in_half_precision() -> None:
@@ -87,15 +87,16 @@ def test_batch_equals_its_items(tiny: TimeAwareEncoder, generator: torch.Generat
         for i in range(3):
             alone = tiny(latent[i : i + 1], timesteps[i : i + 1])
             for a, b in zip(alone, together, strict=True):
-                torch.testing.assert_close(a, b[i : i + 1], rtol=1e-4, atol=3e-5)
+                assert relative_l2(a, b[i : i + 1]) <= TOLERANCE
 
 
 def test_one_timestep_serves_all(tiny: TimeAwareEncoder, generator: torch.Generator) -> None:
-    latent = torch.randn(2, 4, 8, 8, generator=generator)
+    # not smaller: a group norm over single pixels would turn rounding into signs
+    latent = torch.randn(2, 4, 16, 16, generator=generator)
     with torch.inference_mode():
         once, twice = (tiny(latent, torch.tensor(t)) for t in ([7], [7, 7]))
     for a, b in zip(once, twice, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=3e-5)
+        assert relative_l2(a, b) <= TOLERANCE
 
 
 def test_latent_narrower_than_the_levels(

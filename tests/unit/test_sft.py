@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_weights import TOLERANCE, Goldens, fill, relative_l2
+from golden_weights import TOLERANCE, Goldens, fill, relative_l2, rounding_limit
 from torch import Tensor, nn
 
 from pfstorer_core.sft import SFTBlock
@@ -35,17 +35,17 @@ def test_golden(case: dict[str, Any], vectors: tuple[Tensor, Tensor, Tensor]) ->
     assert relative_l2(golden_block(case)(x, cond), out) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(
     case: dict[str, Any],
     vectors: tuple[Tensor, Tensor, Tensor],
     dtype: torch.dtype,
-    limit: float,
 ) -> None:
     x, cond, out = vectors
-    result = golden_block(case, dtype=dtype)(x.to(dtype), cond.to(dtype))
+    block = golden_block(case, dtype=dtype)
+    result = block(x.to(dtype), cond.to(dtype))
     assert result.dtype == dtype
-    assert relative_l2(result, out) < limit
+    assert relative_l2(result, out) < rounding_limit(dtype, block)
 
 
 def test_autocast_keeps_the_type(generator: torch.Generator) -> None:
