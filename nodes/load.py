@@ -29,7 +29,7 @@ class LoadBaseRestorer(io.ComfyNode):
                     options=loading.restorer_names(),
                     tooltip=(
                         "Restorer file in models/pfstorer_restorers. 'mini (bundled)' comes with "
-                        "the plugin: small, for demo portraits of 128 px."
+                        "the plugin: small, for photos with faces of about 128 px."
                     ),
                 ),
                 io.Combo.Input(

@@ -20,9 +20,9 @@ FLAT = 2.0 / 255.0  # range of the values below which a photo shows nothing
 MOST_BLUR = 1.6  # px
 REBLUR = 1.0  # px
 STRONGEST = 0.01  # share of the pixels that count as edges
-# Measured on 690 pairs of portraits of one person: at most 0.926; on 931 pairs of real photos of one
-# person, many taken within seconds: 3 are above. Copies (JPEG 30, half the size, 0.6 to 1.4 times as
-# bright, cropped by up to 15%) reach at least 0.944.
+# Measured on 690 pairs of portraits of one person: at most 0.926; on 931 pairs of real photos of
+# one person, many taken within seconds: 3 are above. Copies (JPEG 30, half the size, 0.6 to 1.4
+# times as bright, cropped by up to 15%) reach at least 0.944.
 COPY = 0.94  # correlation
 COPY_SIDE = 64  # px, root of the area at which photos are compared
 COPY_CENTRE = 44  # px, side of the centre that is looked for in the other photo

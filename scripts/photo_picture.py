@@ -36,10 +36,15 @@ def main() -> None:
     add = parser.add_argument
     add("--out", type=Path, default=REPO / "docs" / "images" / "astronaut.jpg")
     add("--level", choices=list(PRESETS), default="medium", help="of the degradation")
-    add("--seed", type=int, default=0, help="of the degradation and of the noise")
-    add("--steps", type=int, default=8)
+    add("--seed", type=int, default=1, help="of the degradation and of the noise")
+    add("--steps", type=int, default=4)
     add("--upscaling", choices=UPSCALINGS, default=UPSCALINGS[0], help="see Tiled Restore")
-    add("--enlarged", action="store_true", help="the restorer is given the copy at the full size")
+    add(
+        "--enlarged",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="give the restorer the copy at the full size",
+    )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_comfyui()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("auto", "bf16", "fp16", "no")
 # Sides are part of an identity (a mole on one cheek), so no view is flipped.
 VIEWS = ViewConfig(
-    window=(0.7, 1.2),
+    window=(0.65, 1.4),
     flip_probability=0.0,
     rotation=8.0,
     brightness=(0.88, 1.12),

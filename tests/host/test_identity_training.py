@@ -420,19 +420,17 @@ def test_an_adapter_learns_its_person() -> None:
         pool, noise_schedule("v_prediction"), dataclasses.replace(config, batch=8)
     )
 
-    def losses(adapter: IdentityAdapter) -> tuple[float, float]:
+    def losses(adapter: IdentityAdapter) -> torch.Tensor:
         network = network_of(model, adapter)
         with torch.no_grad():
-            found = [objective(network, step_generator(99, k, 0))[1] for k in range(3)]
-        return (
-            sum(float(f["restore"]) for f in found),
-            sum(float(f["generate"]) for f in found),
-        )
+            found = [objective(network, step_generator(99, k, 0))[1] for k in range(6)]
+        return torch.tensor([[float(f["restore"]), float(f["generate"])] for f in found])
 
     trained, fresh = losses(adapter), losses(IdentityAdapter.initialise(adapter.info))
-    print(f"restore {trained[0] / fresh[0]:.3f}, generate {trained[1] / fresh[1]:.3f}")
-    assert trained[0] < fresh[0]
-    assert trained[1] < 0.95 * fresh[1]
+    print("trained / untrained, restore and generate:", (trained.sum(0) / fresh.sum(0)).tolist())
+    assert trained[:, 0].sum() < fresh[:, 0].sum()
+    # the noise is the same for both; by chance all six would be lower in one of 64 cases
+    assert (trained[:, 1] < fresh[:, 1]).all()
 
 
 class TestRefusals:

@@ -52,7 +52,7 @@ def texts(run: Run, node: str) -> list[str]:
 def test_the_tiled_template_runs_in_tiles(client: Client) -> None:
     nodes = titled(TILED)
     small = changed(TILED, nodes["Degraded album page"], columns=4, rows=2, size=64)
-    small = changed(small, nodes["Small scan"], width=96)
+    small = changed(small, nodes["Small scan: your photo goes here"], width=96)
     small = changed(small, nodes["Only scaled"], width=384)
     small = changed(small, nodes["Tiled Restore"], longest_side=384, tile_size=128, steps=2)
     run = client.run(small)
