@@ -11,7 +11,18 @@ from pfstorer_core.portraits import portrait_set
 from pfstorer_core.similarity import MINI_EMBEDDING_PATH
 
 SMALL = ["--preset", "quick", "--training-steps", "10", "--steps", "1"]
-FEW = ["--train-photos", "2", "--pictures", "2", "--references", "2", "--count", "2"]
+FEW = [
+    "--train-photos",
+    "2",
+    "--pictures",
+    "2",
+    "--references",
+    "2",
+    "--count",
+    "2",
+    "--size",
+    "64",
+]
 
 
 def table(report: str, number: int = 0) -> list[list[str]]:
