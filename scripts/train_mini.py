@@ -53,7 +53,7 @@ from pfstorer_core.training.base import (
     restore_latents,
 )
 from pfstorer_core.training.feed import PairFeed
-from pfstorer_core.training.loop import LoopConfig, fit
+from pfstorer_core.training.loop import LoopConfig, Objective, Sampler, fit
 from pfstorer_core.training.losses import noise_schedule
 from pfstorer_core.training.photo_views import PhotoViews
 from pfstorer_core.training.pool import Encode
@@ -145,6 +145,29 @@ class Material:
             seed=options.seed,
         )
 
+    def fit(
+        self,
+        model: torch.nn.Module,
+        objective: Objective,
+        config: LoopConfig,
+        feed: PairFeed,
+        sample: Sampler,
+    ) -> None:
+        """Trains the stage's model, or goes on with its training."""
+        options = self.options
+        done = fit(
+            model,
+            objective,
+            config,
+            options.runs / options.stage,
+            sample=sample,
+            max_seconds=options.max_seconds,
+            kept={"feed": feed},
+            device=self.device,
+        )
+        left = "done" if done else "saved, not finished: run again to go on"
+        logging.info("%s %s", options.stage, left)
+
 
 def host_device() -> torch.device:
     import comfy.model_management as mm
@@ -174,17 +197,14 @@ def train_autoencoder(options: argparse.Namespace) -> None:
         logging.info("round trip: %.2f dB", psnr(output, material.clean).mean())
         return make_grid(torch.cat([material.clean, output]), nrow=SHOWN, padding=0)
 
-    done = fit(
+    material.fit(
         NoisyRoundTrip(autoencoder),
         autoencoder_objective(feed, options.batch or 80),
         loop_config(options, steps=5000, learning_rate=1.5e-3, ema_decay=0.999, weight_decay=0.0),
-        options.runs / "autoencoder",
-        sample=round_trip,
-        max_seconds=options.max_seconds,
-        kept={"feed": feed},
-        device=material.device,
+        feed,
+        round_trip,
     )
-    finish(options, "autoencoder", autoencoder, done)
+    write_weights(options, autoencoder)
 
 
 def train_restorer(options: argparse.Namespace) -> None:
@@ -206,7 +226,7 @@ def train_restorer(options: argparse.Namespace) -> None:
             rows += [lq, output]
         return make_grid(torch.cat([*rows, material.clean]), nrow=SHOWN, padding=0)
 
-    done = fit(
+    material.fit(
         network,
         restoration_objective(feed, schedule, BaseTrainingConfig(batch=options.batch or 128)),
         loop_config(
@@ -220,13 +240,10 @@ def train_restorer(options: argparse.Namespace) -> None:
             sample_every=500,
             save_every=200,
         ),
-        options.runs / "restorer",
-        sample=restored,
-        max_seconds=options.max_seconds,
-        kept={"feed": feed},
-        device=material.device,
+        feed,
+        restored,
     )
-    finish(options, "restorer", network, done)
+    write_weights(options, network)
 
 
 def train_decoder(options: argparse.Namespace) -> None:
@@ -245,19 +262,16 @@ def train_decoder(options: argparse.Namespace) -> None:
         logging.info("round trip: %.2f dB", psnr(own, material.clean).mean())
         return make_grid(torch.cat(rows), nrow=SHOWN, padding=0)
 
-    done = fit(
+    material.fit(
         Decoding(autoencoder),
         decoder_objective(feed, network, schedule, before, options.batch or 24),
         loop_config(
             options, steps=1500, learning_rate=5e-4, warmup_steps=50, ema_decay=0.99, save_every=100
         ),
-        options.runs / "decoder",
-        sample=restored,
-        max_seconds=options.max_seconds,
-        kept={"feed": feed},
-        device=device,
+        feed,
+        restored,
     )
-    finish(options, "decoder", autoencoder, done)
+    write_weights(options, autoencoder)
 
 
 def export(options: argparse.Namespace) -> None:
@@ -387,9 +401,10 @@ def rgb_factors(
     return solution[:-1].tolist(), solution[-1].tolist()
 
 
-def finish(options: argparse.Namespace, stage: str, model: torch.nn.Module, done: bool) -> None:
-    write_safetensors(options.runs / stage / f"{stage}.safetensors", model.state_dict(), {})
-    logging.info("%s %s", stage, "done" if done else "saved, not finished: run again to go on")
+def write_weights(options: argparse.Namespace, model: torch.nn.Module) -> None:
+    """Writes what the stage gave to where the next ones look for it."""
+    path = options.runs / options.stage / f"{options.stage}.safetensors"
+    write_safetensors(path, model.state_dict(), {})
 
 
 STAGES = {

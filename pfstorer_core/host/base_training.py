@@ -51,7 +51,7 @@ def scaled_encoder(model: Any, vae: Any) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
         latent = vae.encode(images.movedim(1, -1))
-        return model.model.process_latent_in(latent).float()
+        return model.model.process_latent_in(latent).float().cpu()
 
     return encode
 

@@ -35,7 +35,6 @@ def random_portraits(
     generator: torch.Generator,
     size: int,
     *,
-    draw: Draw = draw,
     first: int = 0,
     last: int = TRAIN_IDENTITIES,
 ) -> Tensor:
@@ -45,7 +44,6 @@ def random_portraits(
         count: number of portraits.
         generator: what persons and views are drawn with.
         size: height and width in pixels.
-        draw: the renderer; pass `torch.compile(painting.draw)` for speed.
         first, last: range of identity numbers.
     """
     numbers = torch.randint(first, last, (count,), generator=generator).tolist()
@@ -126,8 +124,7 @@ def decoder_objective(
         steps: of the restoration from pure noise.
         latent_noise: see `autoencoder_objective`.
     """
-    config = before.config
-    third = batch // 3
+    patch, third = before.config.patch, batch // 3
 
     def latents_of(clean: Tensor, lq: Tensor, generator: torch.Generator) -> Tensor:
         device = clean.device
@@ -154,12 +151,14 @@ def decoder_objective(
         output = model(latent).float()  # (B, 3, H, W)
         error = F.l1_loss(output[: 2 * third], clean[: 2 * third])
         change = F.l1_loss(output[2 * third :], kept)
-        excess = sum(
-            F.relu(patch_grid(output, config.patch, n) - patch_grid(clean, config.patch, n)).mean()
-            for n in _GRID_WINDOWS
-        )
+        excess = torch.stack(
+            [
+                F.relu(patch_grid(output, patch, n) - patch_grid(clean, patch, n)).mean()
+                for n in _GRID_WINDOWS
+            ]
+        ).sum()
         loss = error + _KEEP_WEIGHT * change + _GRID_WEIGHT * excess
-        return loss, {"error": error, "change": change, "grid": torch.as_tensor(excess)}
+        return loss, {"error": error, "change": change, "grid": excess}
 
     return objective
 
