@@ -4,10 +4,10 @@
     python scripts/evaluate_trust.py --sections gamma
     python scripts/evaluate_trust.py --people FOLDER --recognition MobileFaceNet.tflite
 
-Runs in ComfyUI's environment (scripts/setup_host.py makes one). Beside --sections it takes all
-options of scripts/evaluate.py; people, adapters and their cache are the same, so with the same
-options no adapter is trained twice. Writes Markdown tables to OUT, each with the constants that
-these people suggest for the code. Intervals are 95% bootstraps that resample people and their
+Runs in ComfyUI's environment (scripts/setup_host.py makes one). Beside --sections and --strengths
+it takes all options of scripts/evaluate.py; people, adapters and their cache are the same, so with
+the same options no adapter is trained twice. Writes Markdown tables to OUT, each with the constants
+that these people suggest for the code. Intervals are 95% bootstraps that resample people and their
 pictures.
 """
 
@@ -74,17 +74,21 @@ STRENGTHS = {
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line: the options of scripts/evaluate.py, and `sections`."""
+    """Reads the command line: the options of scripts/evaluate.py, and a few of its own."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="All other options are those of scripts/evaluate.py.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    add = parser.add_argument
+    add("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    add("--strengths", nargs="+", choices=list(STRENGTHS), default=list(STRENGTHS))
     chosen, others = parser.parse_known_args(arguments)
+    if len(chosen.strengths) < 2:
+        parser.error("constants are drawn between strengths; give --strengths two or more")
     options = parse_options(others)
-    options.sections = chosen.sections
+    options.sections, options.strengths = chosen.sections, chosen.strengths
     return options
 
 
@@ -121,6 +125,7 @@ class Trial:
         networks = [load_recognition(name) for name in options.recognition or [None]]
         judge = Judge(networks)
         self.drawn = not options.people
+        self.strengths: list[str] = options.strengths
         self.bench = Bench(options)
         self.people = gather_people(options, {FULL: VARIANTS[FULL]})
         self.measures = [judge.measures(person) for person in self.people]
@@ -150,14 +155,14 @@ def degraded(person: Person, strength: str) -> tuple[Tensor, int]:
 
 
 def gamma(trial: Trial) -> str:
-    """Compares automatic gamma with fixed ones at five strengths of degradation."""
+    """Compares automatic gamma with fixed ones at each strength of degradation."""
     from pfstorer_core.host import apply_identity
 
     figures = Figures()
-    levels: dict[str, list[Tensor]] = {strength: [] for strength in STRENGTHS}
+    levels: dict[str, list[Tensor]] = {strength: [] for strength in trial.strengths}
     for person, measures in zip(trial.people, trial.measures, strict=True):
         adapter = trial.adapter(person)
-        for strength in STRENGTHS:
+        for strength in trial.strengths:
             lq, seed = degraded(person, strength)
             levels[strength].append(trial.level(lq))
             for value in (*GAMMAS, AUTO):
@@ -173,7 +178,7 @@ def gamma(trial: Trial) -> str:
                 figures.add(strength, kind, person.name, measured)
         logging.info("%s measured", person.name)
     rows = []
-    for strength in STRENGTHS:
+    for strength in trial.strengths:
         for kind in figures.kinds():
             cells = [interval_text(figures.mean(strength, kind, m), m) for m in MEASURES]
             changes = ["-"] * len(MEASURES)
@@ -182,9 +187,9 @@ def gamma(trial: Trial) -> str:
             rows.append([strength, kind, *cells, *changes])
     found = ", ".join(
         f"{strength} {float(figures.values(strength, ONE, LEVEL).mean()):.2f}"
-        for strength in STRENGTHS
+        for strength in trial.strengths
     )
-    people, pictures = figures.values("light", ONE, PSNR).shape
+    people, pictures = figures.values(trial.strengths[0], ONE, PSNR).shape
     head = (
         f"{people} people, {pictures} pictures each, {trial.bench.options.steps} steps, no colour "
         f"fix. Mean level of degradation: {found}.\n\n"
@@ -196,7 +201,7 @@ def gamma(trial: Trial) -> str:
 
 def _gamma_constants(trial: Trial, figures: Figures, levels: dict[str, list[Tensor]]) -> str:
     best, means = {}, {}
-    for strength in STRENGTHS:
+    for strength in trial.strengths:
         similarity, quality = (
             torch.stack([figures.values(strength, f"{g:g}", m).mean() for g in GAMMAS])
             for m in (SIMILARITY, HAARPSI)
@@ -204,7 +209,9 @@ def _gamma_constants(trial: Trial, figures: Figures, levels: dict[str, list[Tens
         best[strength] = best_strength(GAMMAS, similarity, quality, TOLERATED)
         means[strength] = float(torch.cat(levels[strength]).mean())
     ends, gammas = fit_ramp(list(means.values()), list(best.values()))
-    rows = [[strength, f"{means[strength]:.2f}", f"{best[strength]:g}"] for strength in STRENGTHS]
+    rows = [
+        [strength, f"{means[strength]:.2f}", f"{best[strength]:g}"] for strength in trial.strengths
+    ]
     table = markdown_table(["degradation", "level", "best gamma"], rows)
     return (
         f"The best gamma has the highest {HAARPSI} among those at most {TOLERATED} below the "
@@ -220,7 +227,7 @@ def guard(trial: Trial) -> str:
     """Counts how often the person check warns of the right person and of others."""
     from pfstorer_core.host import person_check
 
-    pictures = {strength: _shown(trial, strength) for strength in STRENGTHS}
+    pictures = {strength: _shown(trial, strength) for strength in trial.strengths}
     used = person_check.SIGMA
     scores: dict[float, dict[str, Tensor]] = {}
     for sigma in dict.fromkeys((used, *SIGMAS)):
@@ -245,7 +252,7 @@ def guard(trial: Trial) -> str:
         share = ((levels[strength] - between[0]) / (between[1] - between[0])).clamp(0, 1)
         limits = (ends[0] + (ends[1] - ends[0]) * share).reshape(shape)
         then.append([strength, *_guard_row(scores[best][strength], limits)])
-    _, people, count = scores[used]["light"].shape
+    _, people, count = scores[used][trial.strengths[0]].shape
     others = "strangers" if trial.drawn else "all others"
     names = ["degradation", "false alarms", "hits, next person", f"hits, {others}", "AUC", "score"]
     names += ["next person", others]
@@ -256,7 +263,8 @@ def guard(trial: Trial) -> str:
         f"{people} adapters, {count} pictures each: of the person (warned: false alarm), of the "
         f"next person and of {others} (warned: hit). AUC: how often a picture of the person scores "
         f"above one of somebody else.\n\n{markdown_table(names, now)}\n"
-        f"AUC by the sigma of the noise:\n\n{markdown_table(['sigma', *STRENGTHS], by_sigma)}\n"
+        "AUC by the sigma of the noise:\n\n"
+        f"{markdown_table(['sigma', *trial.strengths], by_sigma)}\n"
         f"For `pfstorer_core/host/person_check.py`, with the levels of `_CLEAN, _EXTREME = "
         f"{trial.clean_detail:.1f}, {trial.extreme_detail:.1f}`:\n\n```\nSIGMA = {best:g}\n"
         f"_LEVELS, _LIMITS = {_pair(between)}, {_pair(ends)}\n```\n\n"

@@ -18,7 +18,7 @@ from .. import color
 from ..degradation import resize_bicubic
 from ..errors import PFStorerError
 from ..upscaling import UPSCALINGS, pass_sizes
-from ..working_size import sharp, working_size
+from ..working_size import working_size
 from . import patches, vae_tiles
 from .automatic import choose_gammas
 from .identities import AUTO
@@ -184,12 +184,12 @@ def restore(
     kept = torch.zeros(len(rgb), dtype=torch.bool)  # images that are left as they are
     if bundled and known is not None and chosen.upscaling == "auto" and not chosen.tile_size:
         (full,) = sizes
-        sizes = [working_size(rgb, full, known)]
-        if sizes[0] != full:
+        working, kept = working_size(rgb, full, known)
+        sizes = [working]
+        if working != full:
             report.line(
                 f"The picture is blurred at {full[1]} x {full[0]} px, so it is made smaller"
             )
-        kept = sharp(rgb, full, known)
     if any(identity.strength == AUTO for identity in identities):
         model = choose_gammas(model, resize_bicubic(rgb, sizes[0]))
     if chosen.check_person and identities and can_check_persons(model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,8 +18,6 @@ from .pool import Pairs
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
-
-Draw = Callable[[dict[str, Tensor], dict[str, Tensor], int], Tensor]
 
 TRAIN_IDENTITIES = 20_000  # numbers below are for training
 UNSEEN = 1_000_000  # all measurements use numbers from here on

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from ..degradation import PRESETS
 from ..painting import draw
 from ..portraits import sample_identities, sample_views
-from .autoencoder import Draw
 from .loop import Objective
 from .pool import WeightedDegradations, degrade_mixed
+
+Draw = Callable[[dict[str, Tensor], dict[str, Tensor], int], Tensor]
 
 FIRST_IDENTITY = 100_000  # its training draws persons from here on, to 199,999
 DEGRADATIONS: WeightedDegradations = [(0.5, PRESETS["light"]), (0.5, PRESETS["medium"])]

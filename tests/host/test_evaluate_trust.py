@@ -3,14 +3,15 @@
 import re
 from pathlib import Path
 
-from evaluate_trust import GAMMAS, SIGMAS, STRENGTHS, Trial, gamma, guard, parse
+from evaluate_trust import GAMMAS, SIGMAS, Trial, gamma, guard, parse
 from torchvision.utils import save_image
 
 from pfstorer_core.host import person_check
 from pfstorer_core.portraits import portrait_set
 from pfstorer_core.similarity import MINI_EMBEDDING_PATH
 
-SMALL = ["--preset", "quick", "--training-steps", "10", "--steps", "1"]
+STRENGTHS = ["trace", "extreme"]
+SMALL = ["--preset", "quick", "--training-steps", "10", "--steps", "1", "--strengths", *STRENGTHS]
 FEW = [
     "--train-photos",
     "2",
@@ -39,7 +40,7 @@ def test_drawn_people(tmp_path: Path) -> None:
     psnr = {(row[0], row[1]): row[3] for row in rows}
     assert psnr["extreme", "1"] != psnr["extreme", "0"]
     best = {row[0]: float(row[2]) for row in table(report, 1)}
-    assert list(best) == list(STRENGTHS) and set(best.values()) <= set(GAMMAS)
+    assert list(best) == STRENGTHS and set(best.values()) <= set(GAMMAS)
     assert re.search(r"^_CLEAN, _EXTREME = -\d+\.\d, -\d+\.\d$", report, re.MULTILINE)
     assert re.search(r"^_LEVELS, _GAMMAS = \(.+, .+\), \(.+, .+\)$", report, re.MULTILINE)
 
@@ -47,7 +48,7 @@ def test_drawn_people(tmp_path: Path) -> None:
     report = guard(trial)
     assert person_check.SIGMA == used
     assert [row[0] for row in table(report)] == [row[0] for row in table(report, 2)]
-    assert [row[0] for row in table(report)] == list(STRENGTHS)
+    assert [row[0] for row in table(report)] == STRENGTHS
     assert {float(row[0]) for row in table(report, 1)} == {used, *SIGMAS}
     assert re.search(r"^SIGMA = [\d.]+\n_LEVELS, _LIMITS = \(.+\), \(.+\)$", report, re.MULTILINE)
 

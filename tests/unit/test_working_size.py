@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pfstorer_core.degradation import resize_bicubic
 from pfstorer_core.portraits import portrait_set
-from pfstorer_core.working_size import sharp, working_size
+from pfstorer_core.working_size import Size, working_size
 
 SIZE = 512, 512
 
@@ -23,36 +23,44 @@ def blurred(picture: Tensor, factor: int) -> Tensor:
     return resize_bicubic(small, (height, width))
 
 
+def size_of(images: Tensor, known: float) -> Size:
+    return working_size(images, SIZE, known)[0]
+
+
+def kept(images: Tensor, known: float) -> list[bool]:
+    return list(working_size(images, SIZE, known)[1].tolist())
+
+
 def test_what_is_blurred_is_restored_at_the_size_that_shows_it_sharply(portrait: Tensor) -> None:
-    sides = [working_size(blurred(portrait, factor), SIZE, 128 / 512)[0] for factor in (1, 8)]
+    sides = [size_of(blurred(portrait, factor), 128 / 512)[0] for factor in (1, 8)]
     assert sides == [512, 256]  # faces of 256 px pictures are not large for 128 px
 
 
 def test_a_restorer_of_larger_faces_works_at_the_full_size(portrait: Tensor) -> None:
-    assert working_size(blurred(portrait, 8), SIZE, 256 / 512) == SIZE
+    assert size_of(blurred(portrait, 8), 256 / 512) == SIZE
 
 
 def test_faces_that_are_known_to_be_larger_take_more_halves(portrait: Tensor) -> None:
     picture = blurred(portrait, 32)
-    sides = [working_size(picture, SIZE, known)[0] for known in (1 / 16, 1 / 8, 1 / 4, 1 / 2)]
+    sides = [size_of(picture, known)[0] for known in (1 / 16, 1 / 8, 1 / 4, 1 / 2)]
     assert sides == [64, 128, 256, 512]
 
 
 def test_the_sharpest_of_a_batch_decides(portrait: Tensor) -> None:
     batch = torch.cat([blurred(portrait, 8), portrait])
-    assert working_size(batch, SIZE, 128 / 512) == SIZE
+    assert size_of(batch, 128 / 512) == SIZE
 
 
 def test_sharp_pictures_are_told_from_blurred_and_noisy_ones(portrait: Tensor) -> None:
     noise = 0.08 * torch.randn(portrait.shape, generator=torch.Generator().manual_seed(1))
     noisy = (blurred(portrait, 4) + noise).clamp(0, 1)
     pictures = torch.cat([portrait, blurred(portrait, 4), noisy])
-    assert sharp(pictures, SIZE, 128 / 512).tolist() == [True, False, False]
+    assert kept(pictures, 128 / 512) == [True, False, False]
     # what is scaled up is not sharp at its new size
     small = resize_bicubic(portrait, (128, 128))
-    assert sharp(small, SIZE, 1.0).tolist() == [False]
+    assert kept(small, 1.0) == [False]
 
 
 def test_no_picture_of_faces_that_the_restorer_knows_is_too_sharp_for_it(portrait: Tensor) -> None:
-    assert sharp(portrait, SIZE, 128 / 512).tolist() == [True]
-    assert sharp(portrait, SIZE, 256 / 512).tolist() == [False]
+    assert kept(portrait, 128 / 512) == [True]
+    assert kept(portrait, 256 / 512) == [False]
