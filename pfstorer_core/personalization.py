@@ -30,7 +30,7 @@ class PersonalizationConfig:
         PFStorerError: a size that makes no sense.
     """
 
-    min_width: int = 64
+    min_width: int = 128
     reduction: int = 10
     head_dim: int = 32
     tokens: int = 16

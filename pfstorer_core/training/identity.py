@@ -70,9 +70,9 @@ class IdentityTrainingConfig:
         PFStorerError: a value out of its range.
     """
 
-    steps: int = 1200
+    steps: int = 700
     batch: int = 4
-    learning_rate: float = 2e-3
+    learning_rate: float = 8e-3
     optimizer: str = "muon"
     regularizer_weight: float = 1.0
     reference_probability: float = 0.3
@@ -147,9 +147,9 @@ class IdentityTrainingConfig:
 
 
 PRESETS = {
-    "quick": IdentityTrainingConfig(steps=400),
-    "standard": IdentityTrainingConfig(steps=1200),
-    "thorough": IdentityTrainingConfig(steps=3000, views_per_photo=128),
+    "quick": IdentityTrainingConfig(steps=300),
+    "standard": IdentityTrainingConfig(steps=700),
+    "thorough": IdentityTrainingConfig(steps=2400, views_per_photo=128),
 }
 
 

@@ -585,7 +585,7 @@ SD = {
 SD15 = {**SD, "context_dim": 768, "num_heads": 8, "use_linear_in_transformer": False}
 SD21 = {**SD, "context_dim": 1024, "num_head_channels": 64, "use_linear_in_transformer": True}
 # parameters of the adapter, in all
-PARAMETERS = {"1.5": (SD15, 13_150_336), "2.1": (SD21, 14_209_664)}
+PARAMETERS = {"1.5": (SD15, 16_128_896), "2.1": (SD21, 17_515_904)}
 
 
 @pytest.mark.parametrize("version", PARAMETERS)
