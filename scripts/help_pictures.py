@@ -5,9 +5,9 @@
     python scripts/help_pictures.py --adapters FOLDER     # with adapters of scripts/evaluate.py
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one), with the mini restorer. People and
-adapters are those of scripts/evaluate.py; adapters that FOLDER lacks are trained first, which takes
-minutes each. The photo is scikit-image's astronaut (NASA, public domain). People, seeds and
-settings are fixed, so a picture changes only when the plugin does.
+adapters are those of scripts/evaluate.py --preset quick; adapters that FOLDER lacks are trained
+first, which takes minutes each. The photo is scikit-image's astronaut (NASA, public domain). Seeds
+and settings are fixed, so a picture changes only when the plugin does.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-from evaluate import FULL, VARIANTS
-from evaluation.people import Person
+from evaluate import FULL, VARIANTS, Bench
 from torch import Tensor
 
 from pfstorer_core.degradation import PRESETS, degrade, resize_bicubic
@@ -21,12 +20,15 @@ def trained(studio: Studio) -> tuple[Rows, int]:
     """Adapters of trainings of several lengths."""
 
     def ways(person: int, lq: Tensor) -> list[Cell]:
-        who = studio.people[person]
         cells = [("no adapter", studio.restore(studio.base, lq))]
-        for name, count in (("half the steps", 150), (FULL, 300), ("twice the steps", 600)):
-            cells.append((f"{count}", _by_variant(studio, who, name, lq)))
-        steps = f"{studio.standard.config.steps}"
-        return [*cells, (steps, studio.restore(studio.personalized(person), lq))]
+        for bench, name in (
+            (studio.quick, "half the steps"),
+            (studio.quick, FULL),
+            (studio.standard, FULL),
+        ):
+            steps = VARIANTS[name].config(bench.config).steps
+            cells.append((f"{steps}", _by_variant(studio, bench, person, name, lq)))
+        return cells
 
     return compared(studio, [(ROUND_GLASSES, "extreme", 0), (NO_GLASSES, "extreme", 0)], ways)
 
@@ -35,10 +37,10 @@ def photos(studio: Studio) -> tuple[Rows, int]:
     """Adapters of several numbers of photos."""
 
     def ways(person: int, lq: Tensor) -> list[Cell]:
-        who = studio.people[person]
-        names = [("1 photo", "1 photo"), ("3 photos", "3 photos"), ("8 photos", FULL)]
         cells = [("no adapter", studio.restore(studio.base, lq))]
-        return cells + [(label, _by_variant(studio, who, name, lq)) for label, name in names]
+        for label, name in (("1 photo", "1 photo"), ("3 photos", "3 photos"), ("8 photos", FULL)):
+            cells.append((label, _by_variant(studio, studio.quick, person, name, lq)))
+        return cells
 
     return compared(studio, [(ROUND_GLASSES, "extreme", 0), (NO_GLASSES, "medium", 0)], ways)
 
@@ -49,10 +51,10 @@ def training_photos(studio: Studio) -> tuple[Rows, int]:
     return [[("", picture) for picture in pictures[:6]]], SIZE
 
 
-def _by_variant(studio: Studio, person: Person, variant: str, lq: Tensor) -> Tensor:
+def _by_variant(studio: Studio, bench: Bench, person: int, variant: str, lq: Tensor) -> Tensor:
     from pfstorer_core.host import apply_identity
 
-    adapter = studio.short.adapter(person, VARIANTS[variant])
+    adapter = bench.adapter(studio.people[person], VARIANTS[variant])
     return studio.restore(apply_identity(studio.base, adapter), lq)
 
 

@@ -25,33 +25,32 @@ Case = tuple[int, str, int]  # person, degradation, number of the picture
 
 
 class Studio:
-    """The mini restorer, drawn people and their adapters.
+    """The mini restorer, drawn people and their adapters, of quick trainings.
 
     Args:
         adapters: folder in which adapters are kept.
     """
 
     def __init__(self, adapters: Path) -> None:
-        self.standard = self._bench(adapters)
-        self.short = self._bench(adapters, "--preset", "quick", "--training-steps", "300")
-        self.people = gather_people(self.standard.options, {FULL: VARIANTS[FULL]})
+        self.quick, self.standard = (self._bench(adapters, name) for name in ("quick", "standard"))
+        self.people = gather_people(self.quick.options, {FULL: VARIANTS[FULL]})
 
     @staticmethod
-    def _bench(adapters: Path, *options: str) -> Bench:
-        bench = Bench(parse_options(list(options)))
+    def _bench(adapters: Path, preset: str) -> Bench:
+        bench = Bench(parse_options(["--preset", preset]))
         bench.cache.folder = adapters
         return bench
 
     @property
     def base(self) -> Any:
         """The MODEL without an adapter."""
-        return self.standard.model
+        return self.quick.model
 
     def personalized(self, person: int, model: Any = None, **settings: Any) -> Any:
         """Returns a MODEL that restores a person as well; `settings` are those of the node."""
         from pfstorer_core.host import apply_identity
 
-        adapter = self.standard.adapter(self.people[person], VARIANTS[FULL])
+        adapter = self.quick.adapter(self.people[person], VARIANTS[FULL])
         return apply_identity(model or self.base, adapter, **settings)
 
     def restore(self, model: Any, lq: Tensor, **settings: Any) -> Tensor:
@@ -60,7 +59,7 @@ class Studio:
 
         settings = {"steps": 8, "color_fix": "none", **settings}
         image = lq.movedim(0, -1)[None]  # (1, H, W, 3)
-        return restore(model, self.standard.vae, image, **settings)[0].movedim(-1, 0)
+        return restore(model, self.quick.vae, image, **settings)[0].movedim(-1, 0)
 
     def spoilt(self, person: int, level: str, picture: int = 0) -> tuple[Tensor, Tensor]:
         """Returns a held-out picture of a person, (3, H, W), degraded and clean."""
