@@ -67,7 +67,7 @@ def main() -> None:
     from pfstorer_core.restorer import save
     from pfstorer_core.training.base import BaseTrainingConfig
     from pfstorer_core.training.loop import LoopConfig
-    from pfstorer_core.training.photo_views import PhotoViews, ViewMixture
+    from pfstorer_core.training.photo_views import PhotoViews
 
     photos = list_photos(options.photos, smallest=options.size / 2)
     logging.info("%d photos", len(photos))
@@ -76,7 +76,7 @@ def main() -> None:
         model,
         clip,
         vae,
-        PhotoViews(photos, options.size, options.tight, ViewMixture(drawn=0.0)),
+        PhotoViews(photos, options.size, options.tight),
         [(1.0, PRESETS["face"])],
         options.out,
         loop=LoopConfig(

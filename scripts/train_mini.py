@@ -52,7 +52,7 @@ from pfstorer_core.training.base import (
     restoration_objective,
     restore_latents,
 )
-from pfstorer_core.training.feed import PairFeed
+from pfstorer_core.training.feed import PairFeed, Part
 from pfstorer_core.training.loop import LoopConfig, Objective, Sampler, fit
 from pfstorer_core.training.losses import noise_schedule
 from pfstorer_core.training.photo_views import PhotoViews
@@ -106,6 +106,10 @@ DEGRADATIONS = [
     (0.30, PRESETS["extreme"]),
     (0.23, PRESETS["face"]),
 ]
+# What is left of a face at extreme degradation does not show whether it was drawn. Trained on both,
+# the restorer would turn some such photos into drawings.
+DRAWN_DEGRADATIONS = [(0.3, PRESETS["light"]), (0.7, PRESETS["medium"])]
+DRAWN_SHARE = 0.1
 SHOWN = 12  # photos that no stage trains on, for sample sheets; as many portraits
 LEVELS = ("light", "medium", "extreme")
 
@@ -133,9 +137,16 @@ class Material:
 
     def feed(self, encode: Encode, capacity: int) -> PairFeed:
         options = self.options
+        drawn = PhotoViews([], SIZE)
+        parts: list[Part] = [(1.0, drawn, DEGRADATIONS)]
+        if self.photos:
+            views = PhotoViews(self.photos, SIZE, options.tight)
+            parts = [
+                (1 - DRAWN_SHARE, views, DEGRADATIONS),
+                (DRAWN_SHARE, drawn, DRAWN_DEGRADATIONS),
+            ]
         return PairFeed(
-            PhotoViews(self.photos, SIZE, options.tight),
-            DEGRADATIONS,
+            parts,
             encode,
             device=self.device,
             workers=options.workers,

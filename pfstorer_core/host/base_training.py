@@ -101,8 +101,7 @@ def train_base_restorer(
 
     processes = PartialState()
     feed = PairFeed(
-        source,
-        degradations,
+        [(1.0, source, degradations)],
         scaled_encoder(model, vae),
         device=processes.device,
         workers=workers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,20 +22,29 @@ class PictureSource(Protocol):
         ...
 
 
+Part = tuple[float, PictureSource, WeightedDegradations]  # weight among all, what, how degraded
+
+
 class _Chunks(Dataset[Tensor]):
     """The n-th chunk of pairs, a function of n and the seed: (2, CHUNK, 3, H, W) uint8."""
 
-    def __init__(
-        self, source: PictureSource, degradations: WeightedDegradations, seed: int
-    ) -> None:
-        self.source, self.degradations, self.seed = source, degradations, seed
+    def __init__(self, parts: Sequence[Part], seed: int) -> None:
+        self.parts, self.seed = parts, seed
 
     def __getitem__(self, index: int) -> Tensor:
         # the CPU generator looks at the low 32 bits of a seed only
         generator = torch.Generator().manual_seed((self.seed * 0x9E3779B1 + index) & 0xFFFFFFFF)
-        clean = self.source.draw(CHUNK, generator)
-        lq = degrade_mixed(clean, self.degradations, generator)
-        return torch.stack([clean, lq]).clamp(0, 1).mul(255).round().to(torch.uint8)
+        weights = torch.tensor([weight for weight, _, _ in self.parts])
+        chosen = torch.multinomial(weights, CHUNK, replacement=True, generator=generator)
+        pairs = []
+        for count, (_, source, degradations) in zip(
+            chosen.bincount(minlength=len(weights)).tolist(), self.parts, strict=True
+        ):
+            if count:
+                clean = source.draw(count, generator)
+                lq = degrade_mixed(clean, degradations, generator)
+                pairs.append(torch.stack([clean, lq]))  # (2, count, 3, H, W)
+        return torch.cat(pairs, 1).clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
 class PairFeed:
@@ -46,8 +55,7 @@ class PairFeed:
     state (`fit(kept=...)`): a resumed run then fills the ring with what it held.
 
     Args:
-        source: clean pictures; pickled to the workers.
-        degradations: (weight, config) of the LQ pictures.
+        parts: kinds of pictures, each with degradations of its own; pickled to the workers.
         encode: applied once to each picture of a pair, on `device`.
         device: of the ring.
         workers: processes that make pairs; 0 makes them in this one.
@@ -59,8 +67,7 @@ class PairFeed:
 
     def __init__(
         self,
-        source: PictureSource,
-        degradations: WeightedDegradations,
+        parts: Sequence[Part],
         encode: Encode,
         *,
         device: torch.device | str = "cpu",
@@ -70,7 +77,7 @@ class PairFeed:
         reuse: float = 2.0,
         seed: int = 0,
     ) -> None:
-        self._chunks = _Chunks(source, degradations, seed)
+        self._chunks = _Chunks(parts, seed)
         self._encode, self._device, self._workers = encode, torch.device(device), workers
         self._capacity = max(1, capacity // CHUNK)  # chunks
         self._first, self._reuse = max(1, first // CHUNK), reuse

@@ -41,19 +41,17 @@ class ViewMixture:
     """Which views a restorer is trained on, as shares of all.
 
     Attributes:
-        drawn: procedural portraits.
-        wide: views of photos that show head and shoulders, of those that are of photos.
-        inset: of a photo's views: the photo is a part of a larger scene.
-        part: of a photo's views: a part of the face, as the tiles of a large one show it.
+        wide: views of photos that show head and shoulders.
+        inset: the photo is a part of a larger scene.
+        part: a part of the face, as the tiles of a large one show it.
     """
 
-    drawn: float = 0.15
     wide: float = 0.45
     inset: float = 0.35
     part: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("drawn", "wide", "inset", "part"):
+        for name in ("wide", "inset", "part"):
             if not 0 <= getattr(self, name) <= 1:
                 raise PFStorerError(
                     f"The share '{name}' is {getattr(self, name)}; give a number from 0 to 1."
@@ -63,10 +61,10 @@ class ViewMixture:
 
 
 class PhotoViews:
-    """Draws square views of photos and of procedural portraits, alignment-free.
+    """Draws square views of photos, or of procedural portraits, alignment-free.
 
     Args:
-        photos: what to draw from; none at all gives drawn portraits only.
+        photos: what to draw from; none at all gives drawn portraits.
         size: side of the views in pixels.
         tight: names of the folders whose photos are all face; others show head and shoulders.
         mixture: shares of the kinds of views.
@@ -93,7 +91,7 @@ class PhotoViews:
 
     def _view(self, generator: torch.Generator) -> Tensor:
         mixture = self.mixture
-        if not (self._tight or self._wide) or _uniform(generator) < mixture.drawn:
+        if not (self._tight or self._wide):
             portrait = random_portraits(1, generator, self.size)[0]
             in_scene = _uniform(generator) < mixture.inset / 2
             return self._inset(portrait, True, generator) if in_scene else portrait

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfstorer_core.degradation import PRESETS
+from pfstorer_core.degradation import PRESETS, DegradationConfig, StageConfig
 from pfstorer_core.training.feed import CHUNK, PairFeed
 from pfstorer_core.training.photo_views import PhotoViews
 
-MIXTURE = [(1.0, PRESETS["light"])]
+LIGHT = [(1.0, PRESETS["light"])]
 
 
 class Grey:
@@ -26,7 +26,9 @@ def encode(pictures: Tensor) -> Tensor:
 
 def feed(source=None, workers: int = 0, seed: int = 0) -> PairFeed:
     settings = {"capacity": 4 * CHUNK, "first": 2 * CHUNK, "reuse": 0.5}
-    return PairFeed(source or Grey(), MIXTURE, encode, workers=workers, seed=seed, **settings)
+    return PairFeed(
+        [(1.0, source or Grey(), LIGHT)], encode, workers=workers, seed=seed, **settings
+    )
 
 
 def draws(pairs: PairFeed, steps: range) -> list[tuple[Tensor, Tensor]]:
@@ -74,7 +76,8 @@ def test_new_pairs_come_in_at_the_rate_of_their_use():
         made.append(len(pictures) // 2)
         return encode(pictures)
 
-    pairs = PairFeed(Grey(), MIXTURE, counting, capacity=1024, first=2 * CHUNK, reuse=2.0, seed=0)
+    parts = [(1.0, Grey(), LIGHT)]
+    pairs = PairFeed(parts, counting, capacity=1024, first=2 * CHUNK, reuse=2.0, seed=0)
     draws(pairs, range(1))
     assert sum(made) == 2 * CHUNK
     draws(pairs, range(16))  # 8 of them each, 128 more
@@ -86,3 +89,31 @@ def test_shown_pairs_are_the_first_ones():
     again, _ = feed(seed=0).shown(3)
     assert clean.shape == lq.shape == (3, 48, 4, 4)
     assert torch.equal(clean, again)
+
+
+class Level:
+    """Pictures of one grey."""
+
+    def __init__(self, level: float) -> None:
+        self.level = level
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.full((count, 3, 16, 16), self.level)
+
+
+def test_each_part_has_its_weight_and_its_own_degradations():
+    calm, noisy = (
+        DegradationConfig(
+            first=StageConfig(noise_sigma=(sigma, sigma), jpeg_quality=(95.0, 95.0)),
+            second_order_probability=0.0,
+            downsample=(1.0, 1.0),
+        )
+        for sigma in (0.0, 60.0)
+    )
+    parts = [(3.0, Level(0.25), [(1.0, calm)]), (1.0, Level(0.75), [(1.0, noisy)])]
+    pairs = PairFeed(parts, encode, capacity=64 * CHUNK, first=32 * CHUNK, seed=0)
+    clean, lq = pairs.draw(2000, torch.Generator().manual_seed(0))
+    bright = clean.mean((1, 2, 3)) > 0.5
+    assert 0.18 < bright.float().mean() < 0.32
+    spread = (lq - clean).flatten(1).std(1)
+    assert spread[~bright].max() < 0.02 < 0.05 < spread[bright].min()

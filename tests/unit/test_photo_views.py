@@ -25,7 +25,7 @@ def photos(tmp_path):
 
 
 def views(photos, count=40, seed=0, **shares):
-    mixture = ViewMixture(**{"drawn": 0.0, "wide": 0.5, "inset": 0.0, "part": 0.0, **shares})
+    mixture = ViewMixture(**{"wide": 0.5, "inset": 0.0, "part": 0.0, **shares})
     source = PhotoViews(photos, SIZE, ["tight"], mixture)
     return source.draw(count, torch.Generator().manual_seed(seed))
 
@@ -50,18 +50,16 @@ def test_insets_stand_in_scenes_of_others(photos):
     assert 0.2 < sum(alone) / len(alone) < 0.8  # the rest is among or before other photos
 
 
-def test_drawn_portraits_need_no_photo(photos):
+def test_drawn_portraits_need_no_photo():
     generator = torch.Generator().manual_seed(0)
     batch = PhotoViews([], SIZE).draw(3, generator)
     assert batch.shape == (3, 3, SIZE, SIZE)
     assert batch.amin() >= 0 and batch.amax() <= 1
     assert batch.std((1, 2, 3)).min() > 0.02
-    _, alone = colours(views(photos, drawn=1.0, count=4))
-    assert not any(alone), "nobody is red, green or blue"
 
 
 def test_views_are_a_function_of_the_generator(photos):
-    shares = {"inset": 0.4, "part": 0.2, "drawn": 0.1}
+    shares = {"inset": 0.4, "part": 0.2}
     assert torch.equal(views(photos, 8, **shares), views(photos, 8, **shares))
     assert not torch.equal(views(photos, 8, **shares), views(photos, 8, seed=1, **shares))
 
@@ -77,7 +75,7 @@ def test_an_inset_fades_at_its_own_edges_alone(top, left):
 
 
 def test_errors():
-    with pytest.raises(PFStorerError, match="'drawn' is 1\\.5"):
-        ViewMixture(drawn=1.5)
+    with pytest.raises(PFStorerError, match="'wide' is 1\\.5"):
+        ViewMixture(wide=1.5)
     with pytest.raises(PFStorerError, match="sum to more than 1"):
         ViewMixture(inset=0.7, part=0.5)
