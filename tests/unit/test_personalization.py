@@ -64,7 +64,7 @@ def by_hand(made: PersonalizationBlock, h: Tensor, context: Tensor, reference: T
 @pytest.mark.parametrize("tokens", [0, 5])
 @pytest.mark.parametrize("referred", [False, True])
 def test_the_block_computes_its_equation(tokens: int, referred: bool) -> None:
-    made = block(PersonalizationConfig(tokens=tokens))
+    made = block(PersonalizationConfig(min_width=64, tokens=tokens))
     assert made.heads == 2
     h, context = inputs()
     reference = torch.randn(1, 7, CHANNELS) if referred else None
