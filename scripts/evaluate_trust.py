@@ -231,10 +231,8 @@ def guard(trial: Trial) -> str:
     used = person_check.SIGMA
     scores: dict[float, dict[str, Tensor]] = {}
     for sigma in dict.fromkeys((used, *SIGMAS)):
-        person_check.SIGMA = sigma
-        scores[sigma] = {strength: _scores(trial, lq) for strength, lq in pictures.items()}
+        scores[sigma] = {strength: _scores(trial, lq, sigma) for strength, lq in pictures.items()}
         logging.info("person check under noise of %g measured", sigma)
-    person_check.SIGMA = used
     apart = {
         sigma: [_apart(of_strength) for of_strength in found.values()]
         for sigma, found in scores.items()
@@ -298,7 +296,7 @@ def _shown(trial: Trial, strength: str) -> Tensor:
     return torch.stack([own, following, torch.stack(others)])
 
 
-def _scores(trial: Trial, pictures: Tensor) -> Tensor:
+def _scores(trial: Trial, pictures: Tensor, sigma: float) -> Tensor:
     """Returns the scores (3, P, M) of the person check for what `_shown` gives."""
     from pfstorer_core.host import apply_identity
     from pfstorer_core.host.person_check import check_persons
@@ -306,7 +304,7 @@ def _scores(trial: Trial, pictures: Tensor) -> Tensor:
     found = []
     for k, person in enumerate(trial.people):
         model = apply_identity(trial.bench.model, trial.adapter(person))
-        (check,) = check_persons(model, trial.bench.vae, pictures[:, k].flatten(0, 1))
+        (check,) = check_persons(model, trial.bench.vae, pictures[:, k].flatten(0, 1), sigma)
         found.append(check.scores.reshape(pictures.shape[0], -1))  # (3, M)
     return torch.stack(found, 1).double()
 

@@ -128,23 +128,19 @@ class Material:
         generator = torch.Generator().manual_seed(options.seed)
         order = torch.randperm(len(photos), generator=generator).tolist()
         self.photos: list[Photo] = [photos[k] for k in order[SHOWN:]]
-        views = PhotoViews([photos[k] for k in order[:SHOWN]], SIZE, options.tight)
+        self.views = PhotoViews(self.photos, SIZE, options.tight)
+        shown = PhotoViews([photos[k] for k in order[:SHOWN]], SIZE, options.tight)
         self.clean = random_portraits(SHOWN, generator, SIZE, first=UNSEEN, last=UNSEEN + 10**6)
         if photos:
-            self.clean = torch.cat([self.clean, views.draw(SHOWN, generator)])
+            self.clean = torch.cat([self.clean, shown.draw(SHOWN, generator)])
         self.lq = [degrade(self.clean, PRESETS[name], generator) for name in LEVELS]
         logging.info("%d photos", len(self.photos))
 
     def feed(self, encode: Encode, capacity: int) -> PairFeed:
         options = self.options
-        drawn = PhotoViews([], SIZE)
-        parts: list[Part] = [(1.0, drawn, DEGRADATIONS)]
+        parts: list[Part] = [(1 - DRAWN_SHARE, self.views, DEGRADATIONS)]
         if self.photos:
-            views = PhotoViews(self.photos, SIZE, options.tight)
-            parts = [
-                (1 - DRAWN_SHARE, views, DEGRADATIONS),
-                (DRAWN_SHARE, drawn, DRAWN_DEGRADATIONS),
-            ]
+            parts.append((DRAWN_SHARE, PhotoViews([], SIZE), DRAWN_DEGRADATIONS))
         return PairFeed(
             parts,
             encode,
@@ -199,8 +195,7 @@ def train_autoencoder(options: argparse.Namespace) -> None:
     feed = material.feed(lambda pictures: pictures, capacity=4096)
     torch.manual_seed(options.seed)
     autoencoder = PatchAutoencoder(AUTOENCODER)
-    views = PhotoViews(material.photos, SIZE, options.tight)
-    start = views.draw(512, torch.Generator().manual_seed(options.seed))
+    start = material.views.draw(512, torch.Generator().manual_seed(options.seed))
     autoencoder.start_from_pca(start * 2 - 1)
 
     def round_trip(model: torch.nn.Module) -> Tensor:

@@ -82,7 +82,7 @@ def can_check_persons(model: Any) -> bool:
 
 
 @torch.no_grad()
-def check_persons(model: Any, vae: Any, images: Tensor) -> list[PersonCheck]:
+def check_persons(model: Any, vae: Any, images: Tensor, sigma: float = SIGMA) -> list[PersonCheck]:
     """Returns a check for each identity of which it is known where it is.
 
     That is within its mask, or anywhere in the picture if there is nobody else.
@@ -91,6 +91,7 @@ def check_persons(model: Any, vae: Any, images: Tensor) -> list[PersonCheck]:
         model: a restorer's MODEL with identities.
         vae: its VAE.
         images: (B, 3, H, W) in [0, 1], the LQ images.
+        sigma: of the noise; the limits hold for the default.
 
     Source: ours, after Li et al. 2023 (arXiv 2303.16203), which classifies by a diffusion model's
     error under noise.
@@ -109,7 +110,7 @@ def check_persons(model: Any, vae: Any, images: Tensor) -> list[PersonCheck]:
             continue
         faces = torch.cat([face for face in found if face is not None])
         alone = dataclasses.replace(identity, strength=1.0, gammas=None, mask=None, sigmas=None)
-        scores[shown] = _scores(model, vae, alone, faces)
+        scores[shown] = _scores(model, vae, alone, faces, sigma)
         limits[shown] = limits_of(degradation_level(faces))
         name = identity.adapter.info.name or "unnamed"
         checks.append(PersonCheck(number, name, scores, limits))
@@ -122,7 +123,7 @@ def limits_of(levels: Tensor) -> Tensor:
     return first + (last - first) * ((levels - low) / (high - low)).clamp(0, 1)
 
 
-def _scores(model: Any, vae: Any, identity: AppliedIdentity, faces: Tensor) -> Tensor:
+def _scores(model: Any, vae: Any, identity: AppliedIdentity, faces: Tensor, sigma: float) -> Tensor:
     """Returns the scores (B,) of faces (B, 3, S, S); NaN where memory is too short for one."""
     base = patches.set_identities(model, [])
     person = patches.set_identities(model, [identity])
@@ -133,7 +134,7 @@ def _scores(model: Any, vae: Any, identity: AppliedIdentity, faces: Tensor) -> T
             return torch.full((len(faces),), torch.nan)
         parts = faces.movedim(1, -1).split(at_once[0])
         latents = [vae.encode(part) for part in parts]  # (b, C, h, w) each
-        return torch.cat([_score(base, person, latent) for latent in latents])
+        return torch.cat([_score(base, person, latent, sigma) for latent in latents])
 
     def shrink() -> str:
         at_once[0] //= 2
@@ -144,18 +145,19 @@ def _scores(model: Any, vae: Any, identity: AppliedIdentity, faces: Tensor) -> T
     return retry_smaller(run, shrink)
 
 
-def _score(base: Any, person: Any, latent: Tensor) -> Tensor:
+def _score(base: Any, person: Any, latent: Tensor, sigma: float) -> Tensor:
     """Returns the scores (B,) of latents (B, C, h, w)."""
     generator = torch.Generator().manual_seed(_SEED)
     noise, no_lq = (torch.randn(latent[:1].shape, generator=generator) for _ in range(2))
     # A noise and its opposite: most of what the noise does to the errors cancels out.
     base_error, person_error = (
-        _error(m, latent, noise, no_lq) + _error(m, latent, -noise, -no_lq) for m in (base, person)
+        _error(m, latent, noise, no_lq, sigma) + _error(m, latent, -noise, -no_lq, sigma)
+        for m in (base, person)
     )
     return (base_error - person_error) / base_error
 
 
-def _error(model: Any, latent: Tensor, noise: Tensor, no_lq: Tensor) -> Tensor:
+def _error(model: Any, latent: Tensor, noise: Tensor, no_lq: Tensor, sigma: float) -> Tensor:
     """Returns how far off (B,) the prediction of latents (B, C, h, w) seen under noise alone is."""
     model = patches.set_lq_latent(model, no_lq.expand_as(latent).to(latent))
     prompt = restoration(model).empty_prompt
@@ -165,7 +167,7 @@ def _error(model: Any, latent: Tensor, noise: Tensor, no_lq: Tensor) -> Tensor:
         noise.expand_as(latent).to(latent),
         1.0,
         comfy.samplers.sampler_object("euler"),
-        torch.tensor([SIGMA, 0.0]),
+        torch.tensor([sigma, 0.0]),
         prompt,
         prompt,
         latent,
