@@ -1,7 +1,8 @@
 """Runs every check of the project: `python3 scripts/check.py`.
 
 Lint, format, types, then the unit, host and browser tests. The first run also sets ComfyUI up, see
-`setup_host.py`. Other arguments go to pytest: `python3 scripts/check.py tests/unit -x`.
+`setup_host.py`. Other arguments go to pytest: `python3 scripts/check.py tests/unit -x`; `-n 0` runs
+the tests one after another, as tests on a GPU should (`--gpu -n 0`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import subprocess
 import sys
 
 from setup_host import REPO, SetupError, ensure_chromium, ensure_host
+
+WORKERS = "2"  # run tests side by side; each holds a ComfyUI of its own, about 3 GiB
 
 
 def main() -> None:
@@ -34,7 +37,7 @@ def main() -> None:
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
         ["mypy"],
-        ["pytest", "--durations=10", *for_pytest],
+        ["pytest", "-n", WORKERS, "--dist", "loadfile", "--durations=10", *for_pytest],
     ):
         print(f"$ {' '.join(check)}", flush=True)
         if subprocess.run([str(host.python), "-m", *check], cwd=REPO, check=False).returncode:

@@ -17,6 +17,9 @@ from setup_host import find_comfyui
 # takes many times as long. Read when torch is first imported, which is later.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if workers > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 TESTS = Path(__file__).parent
 MARKS = {"host": ("host",), "browser": ("host", "browser")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from evaluate import FULL, VARIANTS, Bench
+from evaluate import FULL, VARIANTS
 from torch import Tensor
 
 from pfstorer_core.degradation import PRESETS, degrade, resize_bicubic
@@ -27,7 +27,8 @@ def trained(studio: Studio) -> tuple[Rows, int]:
             (studio.standard, FULL),
         ):
             steps = VARIANTS[name].config(bench.config).steps
-            cells.append((f"{steps}", _by_variant(studio, bench, person, name, lq)))
+            model = studio.personalized(person, bench=bench, variant=name)
+            cells.append((f"{steps}", studio.restore(model, lq)))
         return cells
 
     return compared(studio, [(ROUND_GLASSES, "extreme", 0), (NO_GLASSES, "extreme", 0)], ways)
@@ -39,23 +40,17 @@ def photos(studio: Studio) -> tuple[Rows, int]:
     def ways(person: int, lq: Tensor) -> list[Cell]:
         cells = [("no adapter", studio.restore(studio.base, lq))]
         for label, name in (("1 photo", "1 photo"), ("3 photos", "3 photos"), ("8 photos", FULL)):
-            cells.append((label, _by_variant(studio, studio.quick, person, name, lq)))
+            model = studio.personalized(person, variant=name)
+            cells.append((label, studio.restore(model, lq)))
         return cells
 
-    return compared(studio, [(ROUND_GLASSES, "extreme", 0), (NO_GLASSES, "medium", 0)], ways)
+    return compared(studio, [(ROUND_GLASSES, "extreme", 0)], ways)
 
 
 def training_photos(studio: Studio) -> tuple[Rows, int]:
     """Photos that teach much."""
     pictures = [photo[0].movedim(-1, 0) for photo in studio.people[ROUND_GLASSES].photos]
     return [[("", picture) for picture in pictures[:6]]], SIZE
-
-
-def _by_variant(studio: Studio, bench: Bench, person: int, variant: str, lq: Tensor) -> Tensor:
-    from pfstorer_core.host import apply_identity
-
-    adapter = bench.adapter(studio.people[person], VARIANTS[variant])
-    return studio.restore(apply_identity(studio.base, adapter), lq)
 
 
 def identities(studio: Studio) -> tuple[Rows, int]:

@@ -46,11 +46,27 @@ class Studio:
         """The MODEL without an adapter."""
         return self.quick.model
 
-    def personalized(self, person: int, model: Any = None, **settings: Any) -> Any:
-        """Returns a MODEL that restores a person as well; `settings` are those of the node."""
+    def personalized(
+        self,
+        person: int,
+        model: Any = None,
+        *,
+        bench: Bench | None = None,
+        variant: str = FULL,
+        **settings: Any,
+    ) -> Any:
+        """Returns a MODEL that restores a person as well.
+
+        Args:
+            person: place among the people.
+            model: what it is added to; the base if None.
+            bench: whose preset the adapter is trained with; the quick one if None.
+            variant: of the method.
+            **settings: of the node.
+        """
         from pfstorer_core.host import apply_identity
 
-        adapter = self.quick.adapter(self.people[person], VARIANTS[FULL])
+        adapter = (bench or self.quick).adapter(self.people[person], VARIANTS[variant])
         return apply_identity(model or self.base, adapter, **settings)
 
     def restore(self, model: Any, lq: Tensor, **settings: Any) -> Tensor:
