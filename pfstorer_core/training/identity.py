@@ -70,7 +70,7 @@ class IdentityTrainingConfig:
         PFStorerError: a value out of its range.
     """
 
-    steps: int = 600
+    steps: int = 700
     batch: int = 4
     learning_rate: float = 8e-3
     optimizer: str = "muon"
@@ -148,7 +148,7 @@ class IdentityTrainingConfig:
 
 PRESETS = {
     "quick": IdentityTrainingConfig(steps=300),
-    "standard": IdentityTrainingConfig(steps=600),
+    "standard": IdentityTrainingConfig(steps=700),
     "thorough": IdentityTrainingConfig(steps=2400, views_per_photo=128),
 }
 
