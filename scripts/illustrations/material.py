@@ -44,7 +44,7 @@ def photos(studio: Studio) -> tuple[Rows, int]:
             cells.append((label, studio.restore(model, lq)))
         return cells
 
-    return compared(studio, [(ROUND_GLASSES, "extreme", 0)], ways)
+    return compared(studio, [(ROUND_GLASSES, "extreme", 0), (NO_GLASSES, "medium", 0)], ways)
 
 
 def training_photos(studio: Studio) -> tuple[Rows, int]:
