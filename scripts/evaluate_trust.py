@@ -28,7 +28,7 @@ sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` see
 
 from evaluate import Bench, Judge, gather_people, parse_options
 from evaluation.adapters import FULL, VARIANTS
-from evaluation.calibration import best_strength, fit_ramp
+from evaluation.calibration import Ends, best_strength, fit_ramp, ramp
 from evaluation.people import Person, derive_seed
 from evaluation.recognition import load_recognition
 from evaluation.tables import SIMILARITY, Figures, interval_text, markdown_table
@@ -239,18 +239,26 @@ def guard(trial: Trial) -> str:
     }
     best = max(apart, key=lambda sigma: sum(apart[sigma]))
 
-    levels = {strength: trial.level(lq.flatten(0, 2)) for strength, lq in pictures.items()}
-    lowest = [float(of_strength[0].quantile(FALSE_ALARMS)) for of_strength in scores[best].values()]
-    between, ends = fit_ramp([float(level.mean()) for level in levels.values()], lowest)
-    now, then = [], []
+    shape = scores[used][trial.strengths[0]].shape  # (3, P, M)
+    _, people, count = shape
+    levels = {s: trial.level(lq.flatten(0, 2)).reshape(shape) for s, lq in pictures.items()}
+    between, ends = _limits(levels, scores[best])
+    # each person's pictures against limits that the other people's gave
+    without = [
+        _limits(_without(levels, k), _without(scores[best], k))
+        for k in range(people if people > 1 else 0)
+    ]
+    now, then, new = [], [], []
     for strength, lq in pictures.items():
-        shape = scores[used][strength].shape
         limits = person_check.limits_of(degradation_level(lq.flatten(0, 2))).reshape(shape)
         now.append([strength, *_guard_row(scores[used][strength], limits)])
-        share = ((levels[strength] - between[0]) / (between[1] - between[0])).clamp(0, 1)
-        limits = (ends[0] + (ends[1] - ends[0]) * share).reshape(shape)
+        limits = ramp(levels[strength], between, ends)
         then.append([strength, *_guard_row(scores[best][strength], limits)])
-    _, people, count = scores[used][trial.strengths[0]].shape
+        if without:
+            limits = torch.stack(
+                [ramp(levels[strength][:, k], *fitted) for k, fitted in enumerate(without)], 1
+            )
+            new.append([strength, *_guard_row(scores[best][strength], limits)])
     others = "strangers" if trial.drawn else "all others"
     names = ["degradation", "false alarms", "hits, next person", f"hits, {others}", "AUC", "score"]
     names += ["next person", others]
@@ -267,8 +275,25 @@ def guard(trial: Trial) -> str:
         f"{trial.clean_detail:.1f}, {trial.extreme_detail:.1f}`:\n\n```\nSIGMA = {best:g}\n"
         f"_LEVELS, _LIMITS = {_pair(between)}, {_pair(ends)}\n```\n\n"
         f"What they give on these pictures, from which they were taken:\n\n"
-        f"{markdown_table(names, then)}"
+        f"{markdown_table(names, then)}\n"
+        f"Each person's with limits from the others' pictures:\n\n{markdown_table(names, new)}"
     )
+
+
+def _limits(levels: dict[str, Tensor], scores: dict[str, Tensor]) -> tuple[Ends, Ends]:
+    """Returns the ramp of limits that few pictures of the right person score below.
+
+    Args:
+        levels: of degradation of the pictures (3, P, M), for each strength.
+        scores: of them, the person's own first.
+    """
+    lowest = [float(own.quantile(FALSE_ALARMS)) for own, *_ in scores.values()]
+    return fit_ramp([float(level.mean()) for level in levels.values()], lowest)
+
+
+def _without(values: dict[str, Tensor], person: int) -> dict[str, Tensor]:
+    """Returns values (3, P, M) of each strength without a person's."""
+    return {s: torch.cat([x[:, :person], x[:, person + 1 :]], 1) for s, x in values.items()}
 
 
 def _shown(trial: Trial, strength: str) -> Tensor:

@@ -38,6 +38,12 @@ def fit_ramp(levels: Sequence[float], values: Sequence[float]) -> tuple[Ends, En
     return between, reached
 
 
+def ramp(levels: Tensor, between: Ends, ends: Ends) -> Tensor:
+    """Returns the values of a ramp of `fit_ramp` at levels, of their shape."""
+    (low, high), (first, last) = between, ends
+    return first + (last - first) * ((levels - low) / (high - low)).clamp(0, 1)
+
+
 def best_strength(
     strengths: Sequence[float], similarity: Tensor, quality: Tensor, tolerated: float
 ) -> float:
