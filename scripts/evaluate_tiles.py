@@ -1,11 +1,14 @@
 """Measures tiled restoration: seams, several people, large scales, few steps.
 
-    python scripts/evaluate_tiles.py                      # all, with the mini restorer
-    python scripts/evaluate_tiles.py --only seams group   # some
+    python scripts/evaluate_tiles.py                            # all, on drawn people
+    python scripts/evaluate_tiles.py --sections seams group     # some
+    python scripts/evaluate_tiles.py --people FOLDER --recognition MobileFaceNet.tflite
 
-Runs in ComfyUI's environment (scripts/setup_host.py makes one). People, adapters and their cache
-are those of scripts/evaluate.py: give the same --out, and no adapter is trained twice. Writes
-Markdown tables and pictures to OUT. Intervals are 95% bootstraps that resample people or groups.
+Runs in ComfyUI's environment (scripts/setup_host.py makes one), by default with the mini restorer.
+Beside --sections it takes all options of scripts/evaluate.py; people, adapters and their cache are
+the same, so with the same options no adapter is trained twice. Of photos of real people it measures
+those that lie side by side, and few steps. Writes Markdown tables and pictures to OUT. Intervals
+are 95% bootstraps that resample people or groups.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +32,16 @@ from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
 
-from evaluate import FULL, Bench, gather_people, parse_options
+from evaluate import FULL, Bench, Judge, gather_people, parse_options
 from evaluation.adapters import VARIANTS
+from evaluation.face_measures import described
 from evaluation.people import Person, derive_seed
+from evaluation.recognition import load_recognition
 from evaluation.tables import LEVELS, SIMILARITY, contact_sheet, interval_text, markdown_table
 
 from pfstorer_core.adapter import IdentityAdapter
 from pfstorer_core.degradation import PRESETS, degrade, resize_bicubic
+from pfstorer_core.errors import PFStorerError
 from pfstorer_core.groups import degrade_people, group_photo
 from pfstorer_core.metrics import clustered_interval, haarpsi, psnr
 from pfstorer_core.portraits import portrait_set
@@ -53,57 +59,63 @@ CROWD_TILE = 176  # pixels
 NEAR = 4, 8  # pixels from a border: what is there is alike, also in its place in latent pixels
 
 
-def parse_sections(
-    description: str | None, sections: Sequence[str], arguments: Sequence[str] | None
-) -> argparse.Namespace:
-    """Reads the command line of a script of several sections."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line: the options of scripts/evaluate.py, and the sections."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="All other options are those of scripts/evaluate.py.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--out", type=Path, default=REPO / "output" / "identity")
-    parser.add_argument("--only", nargs="+", choices=sections, default=sections)
-    parser.add_argument("--people", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=8, help="sampling steps")
-    return parser.parse_args(arguments)
+    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=[])
+    chosen, others = parser.parse_known_args(arguments)
+    options = parse_options(others)
+    possible = PHOTOGRAPHED if options.people else DRAWN
+    if wrong := [name for name in chosen.sections if name not in possible]:
+        parser.error(
+            f"{wrong[0]} is measured on {'drawn people' if options.people else '--people FOLDER'}"
+        )
+    options.sections = chosen.sections or list(possible)
+    return options
 
 
-def run_sections(
-    options: argparse.Namespace, sections: Mapping[str, Callable[[Trial], str]], prefix: str
-) -> None:
-    """Runs the chosen sections; writes each report to OUT as PREFIX_SECTION.md and prints it."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the chosen sections; writes each report to OUT as tiles_SECTION.md and prints it."""
+    options = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     use_comfyui()
     import comfy.utils
 
     comfy.utils.set_progress_bar_enabled(False)
-    trial = Trial(options)
+    try:
+        trial = Trial(options)
+    except PFStorerError as error:
+        sys.exit(f"error: {error}")
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in options.only:
-        report = sections[name](trial)
-        (options.out / f"{prefix}_{name}.md").write_text(report, encoding="utf-8")
+    for name in options.sections:
+        report = SECTIONS[name](trial)
+        (options.out / f"tiles_{name}.md").write_text(report, encoding="utf-8")
         print(report, flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the chosen sections."""
-    run_sections(parse_sections(__doc__, list(SECTIONS), arguments), SECTIONS, "tiles")
-
-
 class Trial:
-    """The mini restorer, people and their adapters.
+    """The restorer, people with their adapters, and who judges their pictures.
 
     Args:
-        options: the command line.
-        evaluation: further options of scripts/evaluate.py.
+        options: of `parse`.
+
+    Raises:
+        PFStorerError: a file, a photo or a face is missing.
     """
 
-    def __init__(self, options: argparse.Namespace, *evaluation: str):
-        common = ["--out", str(options.out), "--count", str(options.people)]
-        given = parse_options([*common, *evaluation])
+    def __init__(self, options: argparse.Namespace):
         self.out: Path = options.out
         self.steps: int = options.steps
-        self.bench = Bench(given)
-        self.people = gather_people(given, {FULL: VARIANTS[FULL]})
+        self.bench = Bench(options)
+        self.people = gather_people(options, {FULL: VARIANTS[FULL]})
+        self.networks = [load_recognition(name) for name in options.recognition or [None]]
+        judge = Judge(self.networks)
+        self.measures = [judge.measures(person) for person in self.people]
         self.embedding: IdentityEmbedding = load_embedding()
 
     def adapter(self, person: Person) -> IdentityAdapter:
@@ -124,7 +136,7 @@ class Trial:
         return restore(model, self.bench.vae, lq.movedim(1, -1), **settings).movedim(-1, 1)
 
     def similarity(self, picture: Tensor, person: Person) -> float:
-        """Returns the mean similarity of pictures (B, 3, H, W) to a person's references."""
+        """Returns the mean similarity of pictures (B, 3, H, W) to a drawn person's references."""
         small = resize_bicubic(picture.contiguous(), (TRAINED, TRAINED))
         return float(identity_similarity(self.embedding, small, person.references).mean())
 
@@ -261,6 +273,63 @@ def group(trial: Trial) -> str:
     )
 
 
+def people(trial: Trial) -> str:
+    """Compares photos of three people side by side with the same photos restored alone."""
+    rows, sheet = [], []
+    size = trial.people[0].clean.shape[-1]
+    places = [slice(k * size, (k + 1) * size) for k in range(3)]
+    base = trial.bench.model
+    trios = [range(k, k + 3) for k in range(0, len(trial.people) - 2, 3)]
+    for level in ("medium", "extreme"):
+        found: dict[str, list[Tensor]] = {}  # (M,) of each person
+        for trio in trios:
+            three = [trial.people[k] for k in trio]
+            masks = [torch.zeros(1, size, 3 * size) for _ in three]
+            for mask, place in zip(masks, places, strict=True):
+                mask[..., place] = 1
+            lq = []
+            for person in three:
+                generator = torch.Generator().manual_seed(derive_seed(level, person.name))
+                lq.append(degrade(person.clean, PRESETS[level], generator))  # (M, 3, S, S)
+            models = {"base": base, "group": base}
+            for person, mask in zip(three, masks, strict=True):
+                models["group"] = trial.personalized(models["group"], person, mask)
+            strips = {"LQ": torch.cat(lq, 3)}  # (M, 3, S, 3 S)
+            for kind, model in models.items():
+                strips[kind] = trial.restore(model, strips["LQ"])
+            strips["clean"] = torch.cat([person.clean for person in three], 3)
+            sheet.append(torch.cat([strip[:1] for strip in strips.values()]))
+            for k, person, mask, place in zip(trio, three, masks, places, strict=True):
+                others = base
+                for other, of_other in zip(three, masks, strict=True):
+                    if of_other is not mask:
+                        others = trial.personalized(others, other, of_other)
+                parts = {kind: strip[..., place] for kind, strip in strips.items()}
+                parts["others' adapters"] = trial.restore(others, strips["LQ"])[..., place]
+                parts["alone"] = trial.restore(trial.personalized(base, person), lq[k - trio[0]])
+                for kind, part in parts.items():
+                    value = trial.measures[k](part.contiguous())[SIMILARITY]
+                    found.setdefault(kind, []).append(value)
+        for kind in ("LQ", "base", "others' adapters", "alone", "group", "clean"):
+            rows.append([level, kind, _interval(found[kind])])
+        for kind, other in (
+            ("group", "base"),
+            ("group", "alone"),
+            ("others' adapters", "base"),
+        ):
+            apart = [a - b for a, b in zip(found[kind], found[other], strict=True)]
+            rows.append([level, f"{kind} - {other}", _interval(apart)])
+    _save_rows(sheet, trial.out / "tiles_people.png")
+    count = len(trial.people[0].clean)
+    return (
+        f"{len(trios) * count} pictures of {3 * size} x {size} px, photos of three people side by "
+        "side, one adapter for each and a mask of his third; similarity to the person by "
+        f"{described(trial.networks)}. Alone: the one photo with the one adapter. Others' "
+        "adapters: those of the two beside him only.\n\n"
+        f"{markdown_table(['level', '', SIMILARITY], rows)}\n"
+    )
+
+
 def upscaling(trial: Trial) -> str:
     """Scales portraits of 26 px up twenty times, in all ways."""
     side, small = 520, 26
@@ -312,28 +381,34 @@ def fast(trial: Trial) -> str:
         cells, seconds = [f"{steps}", f"{interval}"], 0.0
         for level in LEVELS:
             similar, quality = [], []
-            for person in trial.people:
+            for person, measures in zip(trial.people, trial.measures, strict=True):
                 generator = torch.Generator().manual_seed(derive_seed(level, person.name))
-                lq = degrade(person.clean[:8], PRESETS[level], generator)
+                lq = degrade(person.clean, PRESETS[level], generator)
                 model = trial.personalized(trial.bench.model, person)
                 started = time.perf_counter()
                 out = trial.restore(model, lq, steps=steps, encoder_interval=interval)
                 seconds += time.perf_counter() - started
-                similar.append(trial.similarity(out, person))
-                quality.append(float(psnr(out, person.clean[:8]).mean()))
+                similar.append(float(measures(out)[SIMILARITY].mean()))
+                quality.append(float(psnr(out, person.clean).mean()))
             cells.append(f"{statistics.fmean(similar):.3f} / {statistics.fmean(quality):.2f}")
-        pictures = 8 * len(trial.people) * len(LEVELS)
+        pictures = sum(len(person.clean) for person in trial.people) * len(LEVELS)
         rows.append([*cells, f"{1000 * seconds / pictures:.0f}"])
     table = markdown_table(["steps", "encoder interval", *LEVELS, "ms a picture"], rows)
-    return f"Personalized, {SIMILARITY} / PSNR, euler.\n\n{table}\n"
+    return (
+        f"{len(trial.people)} people, personalized, {SIMILARITY} (by "
+        f"{described(trial.networks)}) / PSNR, euler.\n\n{table}\n"
+    )
 
 
 SECTIONS: dict[str, Callable[[Trial], str]] = {
     "seams": seams,
     "group": group,
+    "people": people,
     "upscaling": upscaling,
     "fast": fast,
 }
+DRAWN = ("seams", "group", "upscaling", "fast")
+PHOTOGRAPHED = ("people", "fast")
 
 
 def _cut(picture: Tensor, frame: tuple[int, int, int]) -> Tensor:
