@@ -49,8 +49,8 @@ def measure(quick: bool = False) -> Section:
     from pfstorer_core.personalization import PersonalizationConfig
     from pfstorer_core.restorer import BaseRestorer
 
-    gpu = torch.cuda.is_available()
-    device, dtype = ("cuda", torch.float16) if gpu else ("cpu", torch.float32)
+    gpu = torch.accelerator.current_accelerator(check_available=True)
+    device, dtype = (gpu, torch.float16) if gpu else (torch.device("cpu"), torch.float32)
     side, repeats = (64 if gpu else 16), (1 if quick else REPEATS)
     shape = SMALL if quick else SD21
     encoder = EncoderConfig(model_channels=32, out_channels=32) if quick else EncoderConfig()

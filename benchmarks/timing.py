@@ -14,8 +14,8 @@ from torch import Tensor
 
 def synchronise() -> None:
     """Waits for what the GPU still has to do."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def timed(run: Callable[[], object]) -> Callable[[], float]:

@@ -1,6 +1,5 @@
 """Nodes that keep and apply identity adapters."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -13,6 +12,7 @@ from ..pfstorer_core.host.automatic import gamma_report
 from ..pfstorer_core.host.identities import AUTO
 from ..pfstorer_core.host.progress import show_lines
 from ..pfstorer_core.host.sampling import encode_references
+from .lists import paired
 
 Identity = io.Custom("PFSTORER_IDENTITY")
 ADAPTER_TOOLTIP = "Identity adapter: what Train Identity Adapter or Load Identity Adapter gives."
@@ -171,34 +171,34 @@ class ApplyPersonalization(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="MODEL that restores this person.")],
+            outputs=[
+                io.Model.Output(is_output_list=True, tooltip="MODEL that restores this person.")
+            ],
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: list[Any],
-        adapter: list[IdentityAdapter],
-        gamma: list[float],
-        start: list[float],
-        end: list[float],
-        mask: list[Tensor] | None = None,
-        references: list[Tensor] | None = None,
-        vae: list[Any] | None = None,
-        auto_gamma: Sequence[bool] = (False,),
-    ) -> io.NodeOutput:
+    def execute(cls, references: list[Tensor] | None = None, **inputs: list[Any]) -> io.NodeOutput:
         """Applies the adapter; inputs are lists so that references may differ in size."""
-        latents = None
-        if references:
-            if not vae:
-                raise PFStorerError(
-                    "References are given without a VAE; connect the VAE of 'Load Base Restorer'."
+        if references and not inputs.get("vae"):
+            raise PFStorerError(
+                "References are given without a VAE; connect the VAE of 'Load Base Restorer'."
+            )
+        personalized, lines = [], []
+        for given in paired(**inputs):
+            model = given["model"]
+            latents = encode_references(model, given["vae"], references) if references else None
+            gamma = AUTO if given.get("auto_gamma", False) else given["gamma"]
+            personalized.append(
+                apply_identity(
+                    model,
+                    given["adapter"],
+                    gamma,
+                    given.get("mask"),
+                    given["start"],
+                    given["end"],
+                    latents,
                 )
-            latents = encode_references(model[0], vae[0], references)
-        region = mask[0] if mask else None
-        strength = AUTO if auto_gamma[0] else gamma[0]
-        personalized = apply_identity(
-            model[0], adapter[0], strength, region, start[0], end[0], latents
-        )
-        show_lines(cls.hidden.unique_id, gamma_report(personalized))
+            )
+            lines += gamma_report(personalized[-1])
+        show_lines(cls.hidden.unique_id, lines)
         return io.NodeOutput(personalized)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..pfstorer_core.comparison import LPIPS, PSNR, SIMILARITY, SSIM, Progress, compare
 from ..pfstorer_core.comparison_sheet import panels, sheet, sheet_notes
 from ..pfstorer_core.degradation import PRESETS, degrade_to_size, resize_bicubic
+from ..pfstorer_core.errors import PFStorerError
 from ..pfstorer_core.exact_degradation import ExactDegradation, blur_in_pixels, degrade_exactly
 from ..pfstorer_core.host.embeddings import (
     AUTOMATIC,
@@ -149,6 +150,12 @@ class Compare(io.ComfyNode):
         base: list[Tensor] | None = None,
     ) -> io.NodeOutput:
         """Measures the pictures; inputs are lists so that references may differ in size."""
+        for name, values in (("embedding", embedding), ("faces", faces)):
+            if len(set(values)) > 1:
+                raise PFStorerError(
+                    f"{name} is a list of {len(values)}; all pictures are compared in one way, so "
+                    "give one."
+                )
         judge = choose_judge(embedding[0], faces[0])
         comparison = compare(
             _pictures(restored),

@@ -49,7 +49,7 @@ class ConditionOnLQ(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, vae: Any, image: Tensor) -> io.NodeOutput:
         """Encodes the image."""
-        lq_latent = sampling.encode_lq(vae, image)  # (B, C, h, w)
+        lq_latent = sampling.encode_lq(model, vae, image)  # (B, C, h, w)
         conditioned = condition_on_lq(model, lq_latent, image)
         show_lines(cls.hidden.unique_id, gamma_report(conditioned))
         return io.NodeOutput(conditioned, {"samples": lq_latent})

@@ -6,11 +6,13 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..pfstorer_core.adapter import IdentityAdapter
 from ..pfstorer_core.errors import PFStorerError
 from ..pfstorer_core.host import loading, train_identity
 from ..pfstorer_core.host.progress import NodeProgress
 from ..pfstorer_core.training.identity import PRECISIONS, PRESETS
 from .identity import Identity
+from .lists import paired
 
 BY_PRESET = 0
 
@@ -163,57 +165,68 @@ class TrainIdentityAdapter(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Identity.Output(display_name="adapter", tooltip="The person's adapter."),
+                Identity.Output(
+                    display_name="adapter", is_output_list=True, tooltip="The person's adapter."
+                ),
                 io.Image.Output(
                     display_name="report",
+                    is_output_list=True,
                     tooltip="Loss curve; one photo degraded, restored with the adapter, clean.",
                 ),
             ],
         )
 
     @classmethod
-    def execute(
+    def execute(cls, photos: list[Tensor], **inputs: list[Any]) -> io.NodeOutput:
+        """Trains the adapter, or one for each of a list of other inputs, all on these photos."""
+        runs = paired(**inputs)
+        for given in runs:  # a name that no file can have is refused as it was typed
+            loading.identity_path(given["name"])
+        adapters, reports = zip(*(cls._train(photos, **given) for given in runs), strict=True)
+        return io.NodeOutput(list(adapters), list(reports))
+
+    @classmethod
+    def _train(
         cls,
-        model: list[Any],
-        vae: list[Any],
         photos: list[Tensor],
-        name: list[str],
-        preset: list[str],
-        steps: list[int],
-        views_per_photo: list[int],
-        regularizer: list[float],
-        reference_share: list[float],
-        precision: list[str],
-        **settings: list[Any],
-    ) -> io.NodeOutput:
-        """Trains the adapter."""
-        changes: dict[str, Any] = {key: values[0] for key, values in settings.items()}
-        if steps[0] != BY_PRESET:
-            changes["steps"] = steps[0]
-        if views_per_photo[0] != BY_PRESET:
-            changes["views_per_photo"] = views_per_photo[0]
+        model: Any,
+        vae: Any,
+        name: str,
+        preset: str,
+        steps: int,
+        views_per_photo: int,
+        regularizer: float,
+        reference_share: float,
+        precision: str,
+        **settings: Any,
+    ) -> tuple[IdentityAdapter, Tensor]:
+        """Returns an adapter, and the report as an IMAGE (1, H, W, 3)."""
+        if steps != BY_PRESET:
+            settings["steps"] = steps
+        if views_per_photo != BY_PRESET:
+            settings["views_per_photo"] = views_per_photo
         config = dataclasses.replace(
-            PRESETS[preset[0]],
-            regularizer_weight=regularizer[0],
-            reference_probability=reference_share[0],
-            mixed_precision=precision[0],
-            **changes,
+            PRESETS[preset],
+            regularizer_weight=regularizer,
+            reference_probability=reference_share,
+            mixed_precision=precision,
+            **settings,
         )
         progress = NodeProgress(cls.hidden.unique_id)
         adapter = train_identity(
-            model[0],
-            vae[0],
+            model,
+            vae,
             photos,
             config,
-            name=name[0],
+            name=name,
             folder=loading.training_folder(),
-            unfinished=loading.identity_path(f"unfinished/{name[0]}"),
+            unfinished=loading.identity_path(f"unfinished/{name}"),
             on_progress=progress,
             on_warning=progress.warn,
         )
         if progress.sheet is None:
             raise PFStorerError("The training gave no report; this is a fault of PFStorer.")
-        return io.NodeOutput(adapter, progress.sheet.movedim(0, -1)[None])
+        return adapter, progress.sheet.movedim(0, -1)[None]
 
 
 def _preset_tooltip() -> str:

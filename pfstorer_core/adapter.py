@@ -41,7 +41,7 @@ class AdapterInfo:
         steps: training steps.
         date: day of the training, ISO 8601.
         training: settings of the training, plain values.
-        unet_digest: see `host.sites.unet_digest`; empty where it is not known.
+        unet_digest: see `host.sites.unet_digests`; empty where it is not known.
     """
 
     name: str

@@ -156,7 +156,7 @@ class PatchAutoencoder(nn.Module):
         patches = F.pixel_unshuffle(images, self.config.patch)  # (B, 3 * patch^2, h, w)
         patches = patches.movedim(1, -1).flatten(0, -2)  # (N, 3 * patch^2)
         mean = patches.mean(0)
-        covariance = torch.cov((patches - mean).double().T)
+        covariance = torch.cov((patches - mean).cpu().double().T)
         axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)  # columns, largest variance first
         basis = axes[:, : self.config.latent_channels].to(patches)  # (3 * patch^2, C)
         scale = ((patches - mean) @ basis).std()

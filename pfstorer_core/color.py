@@ -160,7 +160,7 @@ def _statistics(image: Tensor) -> tuple[Tensor, Tensor]:
     total, squares = torch.zeros(2, 3, dtype=torch.float64)
     for y0, y1 in _bands(image):
         # On the CPU: not every device has that type.
-        band = image[:, y0:y1].to("cpu", torch.float64).flatten(1)  # (3, pixels)
+        band = image[:, y0:y1].cpu().double().flatten(1)  # (3, pixels)
         total += band.sum(1)
         squares += torch.linalg.vecdot(band, band)
         del band  # before the next one is allocated

@@ -16,6 +16,7 @@ from .errors import PFStorerError
 from .face_crops import aligned_face
 from .photo_checks import COPY, copy_correlations
 from .similarity import IdentityEmbedding
+from .values import unit_range
 
 FacePoints = Callable[
     [Tensor], list[Tensor]
@@ -67,7 +68,7 @@ class Comparison:
             kind: of the pictures; by default the restored ones.
         """
         values = self.figures[kind or self.main].get(measure)
-        return math.nan if values is None else float(values.double().nanmean())
+        return math.nan if values is None else float(values.cpu().double().nanmean())
 
     def measures(self) -> list[str]:
         """Returns the measures that at least one picture has."""
@@ -229,14 +230,7 @@ def _picture(kind: str, k: int, picture: Tensor) -> Tensor:
             f"Picture {k + 1} of '{kind}' has the shape {tuple(picture.shape)}; give (3, H, W)."
         )
     picture = picture.detach().to("cpu", torch.float32)
-    low, high = (float(value) for value in picture.aminmax())
-    # Scaling with an overshooting filter leaves [0, 1] by a little; NaN fails this too.
-    if not (low >= -1.0 and high <= 2.0):
-        raise PFStorerError(
-            f"Picture {k + 1} of '{kind}' has values from {low:.3g} to {high:.3g}, expected 0 to "
-            "1; check the node that made it."
-        )
-    return picture.clamp(0.0, 1.0)
+    return unit_range(picture, f"Picture {k + 1} of '{kind}'")
 
 
 def _size_notes(kind: str, pictures: Sequence[Tensor], sizes: Sequence[torch.Size]) -> list[str]:

@@ -26,6 +26,7 @@ from .ranges import (
     draw_uniform,
     lists_to_tuples,
 )
+from .values import unit_range
 
 REFERENCE_SIZE = 512  # px: blur sigmas are given for a picture of this size
 RESIZE_MODES = ("area", "bilinear", "bicubic")
@@ -247,7 +248,7 @@ def degrade_to_size(
     Raises:
         PFStorerError: for a wrong shape, type, range or size.
     """
-    check_pictures(images)
+    images = checked_pictures(images)
     if size is not None and min(size) < 1:
         raise PFStorerError(f"The size {size} of the degraded picture must be at least (1, 1).")
     # One seed per item: its result does not depend on how the batch is cut.
@@ -256,7 +257,7 @@ def degrade_to_size(
         for _ in range(images.shape[0])
     ]
     with torch.no_grad():
-        source = images.detach().to("cpu", torch.float32).clamp(0.0, 1.0)
+        source = images.to("cpu", torch.float32)
         return [
             _degrade_item(item[None], config, torch.Generator().manual_seed(seed), size)[0].to(
                 images
@@ -402,8 +403,8 @@ def jpeg(image: Tensor, quality: float) -> Tensor:
     return torch.from_numpy(decoded).permute(2, 0, 1)[None].float() / 255.0  # (1, 3, H, W)
 
 
-def check_pictures(images: Tensor) -> None:
-    """Raise PFStorerError unless the images are floats (B, 3, H, W) in [0, 1]."""
+def checked_pictures(images: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) as `unit_range` does, or raise PFStorerError."""
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise PFStorerError(
             f"Pictures to degrade have the shape {tuple(images.shape)}; give (B, 3, H, W)."
@@ -412,8 +413,4 @@ def check_pictures(images: Tensor) -> None:
         raise PFStorerError(
             f"Pictures to degrade are of type {images.dtype}; give floats in [0, 1]."
         )
-    low, high = (float(v) for v in images.detach().aminmax())
-    if not (low >= -1e-3 and high <= 1.0 + 1e-3):
-        raise PFStorerError(
-            f"Pictures to degrade have values from {low:.3g} to {high:.3g}; scale them to [0, 1]."
-        )
+    return unit_range(images.detach(), "A picture to degrade")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attention
 from .errors import PFStorerError
 
 
@@ -266,7 +266,7 @@ class _AttentionBlock(nn.Module):
         qkv = self.qkv(tokens).transpose(1, 2).contiguous()  # (B, H * W, 3 * C)
         qkv = qkv.unflatten(2, (self.num_heads, 3, -1)).transpose(1, 2)  # (B, heads, H * W, 3, D)
         q, k, v = qkv.unbind(3)  # (B, heads, H * W, D)
-        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, H * W, D)
+        h = attention(q, k, v)  # (B, heads, H * W, D)
         h = self.proj_out(h.transpose(2, 3).flatten(1, 2))  # (B, C, H * W)
         return x + h.unflatten(2, x.shape[2:])  # (B, C, H, W)
 

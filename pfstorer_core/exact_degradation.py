@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .degradation import REFERENCE_SIZE, check_pictures, jpeg, resize_bicubic
+from .degradation import REFERENCE_SIZE, checked_pictures, jpeg, resize_bicubic
 from .errors import PFStorerError
 from .kernels import blur_kernel, filter_image
 
@@ -81,7 +81,7 @@ def degrade_exactly(
     Raises:
         PFStorerError: for a wrong shape, type or range, or a blur as wide as the picture.
     """
-    check_pictures(images)
+    images = checked_pictures(images)
     height, width = images.shape[-2:]
     size = tuple(max(1, round(side / degradation.downsample)) for side in (height, width))
     sigma = blur_in_pixels(degradation.blur, height, width, person)
@@ -91,7 +91,7 @@ def degrade_exactly(
             f"at most {WIDEST_BLUR:g} of its longer side; lower blur, or person_size."
         )
     results = []
-    for item in images.detach().to("cpu", torch.float32).clamp(0.0, 1.0):
+    for item in images.to("cpu", torch.float32):
         image = item[None]  # (1, 3, H, W)
         if sigma >= SMALLEST_BLUR:
             image = _gaussian_blur(image, sigma)

@@ -42,7 +42,7 @@ def aligned_face(picture: Tensor, points: Tensor, side: int = SIDE) -> Tensor:
             f"A face has points of the shape {tuple(points.shape)}; give five finite (x, y)."
         )
     target = torch.tensor(POINTS, dtype=torch.float64) * (side / SIDE)
-    turn, shift = _similarity(target, points.to("cpu", torch.float64))
+    turn, shift = _similarity(target, points.cpu().double())
     scale = abs(turn)  # px of the picture per px of the crop
     if scale < 1e-6:
         raise PFStorerError("The points of a face lie in one place; use a larger picture of it.")

@@ -1,6 +1,7 @@
 """Weight files: reading those of strangers without running their code, writing whole ones only."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -45,6 +46,7 @@ _SIGNATURES = {
 
 _ABANDONED_AFTER = 600.0  # seconds without a change of a temporary file
 _PARTIAL = re.compile(r"\..+\.safetensors\.[0-9a-f]{32}\.part")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DIGEST_KEY = "pfstorer_sha256"  # in the metadata of files that `write_safetensors` wrote
 # Of the pickle in a checkpoint: PyTorch's reader takes about 100 bytes and 1 microsecond for each
 # operation. Stable Diffusion with a restorer, averaged weights and an optimizer has 0.4 million.
@@ -159,9 +161,10 @@ def write_whole(path: Path, partial: Path, write: Callable[[BinaryIO], object]) 
     except (OSError, safetensors.SafetensorError, MemoryError, RuntimeError) as error:
         refused = error.__context__ if isinstance(error, RuntimeError) else error
         reason = first_line(refused or error)
-        raise PFStorerError(
-            f"'{path}' could not be written ({reason}); free some space or choose another folder."
-        ) from error
+        advice = "free some space or choose another folder"
+        if isinstance(refused, OSError) and refused.errno not in _NO_SPACE:
+            advice = "see whether the folder is there and may be written to, or choose another"
+        raise PFStorerError(f"'{path}' could not be written ({reason}); {advice}.") from error
 
 
 def check_writable(folder: Path, needed: int = 0) -> None:
@@ -237,8 +240,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     digest = metadata.pop(_DIGEST_KEY, None)
     if digest is not None and digest != _digest(tensors, metadata):
         raise PFStorerError(
-            f"'{path.name}' was changed by another program or damaged since it was written; save "
-            "it again with Save Identity Adapter or copy it again."
+            f"'{path.name}' was changed by another program or damaged since it was written; copy "
+            "it again, or make it anew."
         )
     return tensors, metadata
 

@@ -8,6 +8,10 @@ _SENTENCES = (
     "can't allocate memory",
     "cannot allocate memory",  # of Linux, where a file is mapped
     "paging file is too small",  # of Windows, likewise
+    "not enough gpu video memory",  # of DirectML
+    "out_of_device_memory",  # of Intel's Level Zero
+    "alloc_failed",  # of cuBLAS and cuDNN
+    "invalid buffer size",  # of Apple's MPS
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import PFStorerError
+from .values import unit_range
 
 SSIM_WINDOW = 11  # px
 SSIM_PIXELS = 2**18  # of all pictures, computed at once
@@ -27,7 +27,7 @@ def psnr(images: Tensor, targets: Tensor) -> Tensor:
         (B,)
 
     Raises:
-        PFStorerError: when shapes differ or values lie outside [0, 1].
+        PFStorerError: when shapes differ or values lie far outside [0, 1].
     """
     images, targets = _checked(images, targets, 1)
     from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -51,7 +51,7 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     reach = SSIM_WINDOW // 2
     rows = max(SSIM_WINDOW, SSIM_PIXELS // (width * len(images)))
-    total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    total = torch.zeros(len(images), dtype=torch.float64)  # which not every device has
     for top in range(0, height, rows):
         start = max(0, top - reach)
         part = slice(start, top + rows + reach)
@@ -63,8 +63,8 @@ def ssim(images: Tensor, targets: Tensor) -> Tensor:
             return_full_image=True,
         )  # (B, 3, rows and what the windows reach, W)
         own = values[:, :, top - start : top - start + rows]
-        total += own.double().sum(dim=(1, 2, 3))
-    return (total / images[0].numel()).float()
+        total += own.sum(dim=3).cpu().double().sum(dim=(1, 2))
+    return (total / images[0].numel()).to(images.device, torch.float32)
 
 
 def haarpsi(images: Tensor, targets: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def clustered_interval(
 
     Source: Davison and Hinkley 1997, Bootstrap Methods and their Application, section 3.8.
     """
-    sample = values.detach().to("cpu", torch.float64)
+    sample = values.detach().cpu().double()
     if sample.ndim == 2:
         sample = sample[:, :, None]
     if sample.ndim != 3 or sample.shape[0] * sample.shape[1] < 2:
@@ -253,10 +253,5 @@ def _checked(images: Tensor, targets: Tensor, smallest: int) -> tuple[Tensor, Te
         )
     checked = []
     for batch in (images, targets):
-        low, high = (float(v) for v in batch.detach().aminmax())
-        if math.isnan(low) or low < -1e-3 or high > 1.0 + 1e-3:
-            raise PFStorerError(
-                f"Images to measure have values from {low:.3g} to {high:.3g}; scale them to [0, 1]."
-            )
-        checked.append(batch.float().clamp(0.0, 1.0))
+        checked.append(unit_range(batch, "A picture to measure").float())
     return checked[0], checked[1]

@@ -10,6 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .areas import area_mean
+from .attention import attention
 from .errors import PFStorerError
 
 
@@ -191,14 +193,14 @@ def reference_tokens(features: Tensor, grid: int) -> Tensor:
     """
     height, width = features.shape[2:]
     if max(height, width) > grid:
-        features = F.adaptive_avg_pool2d(features, (min(height, grid), min(width, grid)))
+        features = area_mean(features, (min(height, grid), min(width, grid)))
     return rearrange(features, "r c h w -> 1 (r h w) c")
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of (B, heads, HW, d) queries to (B, heads, M, d) keys and values."""
     if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value)
+        return attention(query, key, value)
     # On a CPU the fused kernel takes twice as long, forward and backward, with as few keys.
     weights = torch.softmax((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2), -1)
     return weights @ value

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import PFStorerError
+from .values import unit_range
 from .views import ViewConfig
 
 FEWEST, BEST, MOST = 3, "3 to 10 photos are best", 20
@@ -52,15 +53,16 @@ def check_photos(
         several.
 
     Raises:
-        PFStorerError: no photo, or one of the wrong shape, too small, with values outside [0, 1],
-            or of one colour.
+        PFStorerError: no photo, or one of the wrong shape, too small, with values far outside
+            [0, 1], or of one colour.
     """
     if not photos:
         raise PFStorerError(f"There is no photo to train on; give some of the person ({BEST}).")
     smallest = math.ceil((views or ViewConfig()).min_photo * size)
-    for number, photo in enumerate(photos, 1):
-        _check_photo(photo, number, size, smallest)
-    pictures = [photo.detach().float().cpu().clamp(0.0, 1.0) for photo in photos]
+    pictures = [
+        _checked(photo, number, size, smallest).float().cpu()
+        for number, photo in enumerate(photos, 1)
+    ]
     return [
         *_count_warnings(len(pictures)),
         *_blur_warnings(pictures, size),
@@ -129,7 +131,7 @@ def copy_correlations(photos: Sequence[Tensor]) -> Tensor:
     return torch.maximum(found, found.T)
 
 
-def _check_photo(photo: Tensor, number: int, size: int, smallest: int) -> None:
+def _checked(photo: Tensor, number: int, size: int, smallest: int) -> Tensor:
     if photo.ndim != 3 or photo.shape[0] != 3 or not photo.is_floating_point():
         raise PFStorerError(
             f"Photo {number} has the shape {tuple(photo.shape)} and type {photo.dtype}; "
@@ -141,15 +143,11 @@ def _check_photo(photo: Tensor, number: int, size: int, smallest: int) -> None:
             f"Photo {number} has {width} x {height} px, too few for views of {size} px; use one "
             f"with at least {smallest} px on its short side."
         )
-    values = photo.detach().flatten(1)  # (3, H W)
-    low, high = (float(value) for value in values.aminmax())
-    if not (low >= -1e-3 and high <= 1.0 + 1e-3):  # NaN fails it too
-        raise PFStorerError(
-            f"Photo {number} has values from {low:.3g} to {high:.3g}, expected 0 to 1; load it "
-            "again or leave it out."
-        )
+    photo = unit_range(photo.detach(), f"Photo {number}")
+    values = photo.flatten(1)  # (3, H W)
     if float((values.amax(1) - values.amin(1)).max()) < FLAT:
         raise PFStorerError(f"Photo {number} is of one colour and shows nobody; leave it out.")
+    return photo
 
 
 def _count_warnings(count: int) -> list[str]:

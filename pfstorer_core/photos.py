@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from .errors import PFStorerError
 
+# What Pillow raises of a file that it cannot make out, beside what it documents.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -87,6 +92,30 @@ def load_photo(path: Path) -> Tensor:
     return _load(path, path.name)
 
 
+def read_picture(content: Path | bytes, name: str) -> Image.Image:
+    """A picture file or what is in it, turned upright, as RGB with 8 bits; alpha is left out.
+
+    Of an animated picture it is the first frame.
+
+    Args:
+        content: a file, or the bytes in it.
+        name: how an error shall call it.
+
+    Raises:
+        PFStorerError: no picture, a damaged one, one too large to be safe, or one whose values have
+            no known range.
+    """
+    with _open(content, name) as picture:
+        try:
+            return _rgb(ImageOps.exif_transpose(picture), picture.format, name)
+        except Image.DecompressionBombError as error:
+            raise _too_large(name) from error
+        except _UNREADABLE as error:
+            raise PFStorerError(
+                f"Photo '{name}' is damaged ({error}); replace or remove it."
+            ) from error
+
+
 def _members(path: Path) -> list[tuple[str, str, Path | bytes]]:
     try:
         with tarfile.open(path) as archive:
@@ -113,20 +142,35 @@ def _suffix(name: str) -> str:
 
 
 def _load(content: Path | bytes, name: str) -> Tensor:
-    with _open(content, name) as photo:
-        try:
-            upright = ImageOps.exif_transpose(photo).convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise PFStorerError(
-                f"Photo '{name}' is damaged ({error}); replace or remove it."
-            ) from error
-    return pil_to_tensor(upright).float() / 255
+    return pil_to_tensor(read_picture(content, name)).float() / 255
+
+
+def _rgb(picture: Image.Image, file_format: str | None, name: str) -> Image.Image:
+    # Pillow's own conversion cuts off what is above 8 bits. In older versions a grey PNG file of 16
+    # bits has the mode "I".
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and file_format == "PNG"):
+        levels = np.asarray(picture).astype(np.float32) / 257  # 65535 to 255
+        picture = Image.fromarray(levels.round().astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise PFStorerError(
+            f"Photo '{name}' has 32 bits per pixel, whose range is not known; save it with 8 or 16."
+        )
+    return picture.convert("RGB")
 
 
 def _open(content: Path | bytes, name: str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
-    except (UnidentifiedImageError, OSError) as error:
+    except Image.DecompressionBombError as error:
+        raise _too_large(name) from error
+    except _UNREADABLE as error:
         raise PFStorerError(
             f"'{name}' is no picture that can be read; replace or remove it."
         ) from error
+
+
+def _too_large(name: str) -> PFStorerError:
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+    return PFStorerError(
+        f"Photo '{name}' has more than {most} megapixels, which may fill the memory; scale it down."
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from .degradation import resize_bicubic
 from .embedding import EmbeddingConfig, EmbeddingNetwork
 from .errors import PFStorerError
 from .files import first_line, read_weights, write_safetensors
+from .values import unit_range
 
 MINI_EMBEDDING_PATH = Path(__file__).parent / "assets" / "mini_embedding.safetensors"
 METADATA_KEY = "pfstorer_embedding"
@@ -219,9 +219,4 @@ def _prepared(images: Tensor, size: tuple[int, int]) -> Tensor:
             f"Pictures to compare have the shape {tuple(images.shape)}; give (B, 3, H, W)."
         )
     images = images.detach().to("cpu", torch.float32)
-    low, high = (float(v) for v in images.aminmax())
-    if math.isnan(low) or low < -1e-3 or high > 1 + 1e-3:
-        raise PFStorerError(
-            f"Pictures to compare have values from {low:.3g} to {high:.3g}; scale them to [0, 1]."
-        )
-    return resize_bicubic(images.clamp(0, 1), size)
+    return resize_bicubic(unit_range(images, "A picture to compare"), size)

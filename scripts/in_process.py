@@ -8,6 +8,14 @@ import torch
 from setup_host import REPO, find_comfyui
 
 
+def has_gpu() -> bool:
+    """Whether torch has a device beside the CPU: of NVIDIA, AMD, Intel or Apple."""
+    known = getattr(torch, "accelerator", None)  # older than torch 2.6
+    if known is None:
+        return torch.cuda.is_available() or torch.backends.mps.is_available()
+    return bool(known.is_available())
+
+
 def use_comfyui() -> None:
     """Puts ComfyUI first and this repository last on the path, and chooses the GPU if there is one.
 
@@ -21,6 +29,6 @@ def use_comfyui() -> None:
     sys.path.append(str(REPO))
     from comfy.cli_args import args
 
-    args.cpu = not torch.cuda.is_available()
+    args.cpu = not has_gpu()
     # As early as in ComfyUI's own start: older ones' `nodes` puts another `utils` before this one.
     import utils  # noqa: F401

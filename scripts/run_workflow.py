@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from comfyui_client import REPO, TEXT_EVENT, Client, PromptRefused, Server, ServerError
+from in_process import has_gpu
 from setup_host import find_comfyui
 
 TRAINING = "PFStorerTrainIdentityAdapter"
@@ -183,7 +183,7 @@ def run_workflow(
     """
     started = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
-    cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    cpu = not has_gpu()
     with tempfile.TemporaryDirectory(prefix="pfstorer-") as base:
         if inputs is not None:
             shutil.copytree(inputs, Path(base, "input"))

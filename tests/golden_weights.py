@@ -49,8 +49,8 @@ def relative_l2(actual: Tensor, expected: Tensor) -> float:
     """Returns |actual - expected| / |expected|, refusing tensors of two shapes."""
     if actual.shape != expected.shape:
         raise ValueError(f"{tuple(actual.shape)} against {tuple(expected.shape)}")
-    difference = actual.double() - expected.double()
-    return (difference.norm() / expected.double().norm()).item()
+    actual, expected = actual.cpu().double(), expected.cpu().double()
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def rounding_limit(dtype: torch.dtype, *networks: nn.Module) -> float:

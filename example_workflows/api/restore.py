@@ -63,9 +63,13 @@ def restore(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         server.stop(prompt_id)
         raise
-    (picture,) = outputs[find(prompt, "SaveImage")]["images"]
-    server.download(picture, options.output)
-    print(f"Restored: {options.output}")
+    # An animated picture has several frames.
+    for number, picture in enumerate(outputs[find(prompt, "SaveImage")]["images"], 1):
+        path = options.output
+        if number > 1:
+            path = path.with_stem(f"{path.stem}_{number}")
+        server.download(picture, path)
+        print(f"Restored: {path}")
 
 
 def main() -> None:

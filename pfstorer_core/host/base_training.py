@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from comfy.model_sampling import EDM, EPS, V_PREDICTION, X0
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
@@ -19,29 +20,35 @@ from ..training.feed import PairFeed, PictureSource
 from ..training.loop import LoopConfig, Sampler, fit
 from ..training.losses import noise_schedule
 from ..training.pool import WeightedDegradations
-from .loading import PREDICTION_TYPES
 from .network import HostNetwork, trainable_unet
 from .sites import find_sft_sites
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
-_PREDICTION_NAMES = {kind: name for name, kind in PREDICTION_TYPES.items()}
 
-
-def prediction_type(model: Any) -> str:
-    """What a MODEL's UNet predicts: "epsilon" or "v_prediction".
+def training_schedule(model: Any) -> DDPMScheduler:
+    """The noise schedule that a MODEL is sampled with, and what its UNet predicts.
 
     Raises:
-        PFStorerError: another kind of model.
+        PFStorerError: it predicts neither noise nor v, or has no timesteps of its own.
     """
-    kind = model.model.model_type
-    if kind not in _PREDICTION_NAMES:
+    sampling = model.get_model_object("model_sampling")
+    sigmas = sampling.sigmas
+    steps = sampling.timestep(sigmas).round().long().cpu()
+    if not torch.equal(steps, torch.arange(len(sigmas))):
         raise PFStorerError(
-            f"The checkpoint is a {kind.name} model; a restorer is trained on Stable Diffusion "
-            "1.5 or 2.1."
+            "The MODEL has a noise schedule that its UNet was not trained with; leave out the node "
+            "that changes the model's sampling."
         )
-    return _PREDICTION_NAMES[kind]
+    if isinstance(sampling, V_PREDICTION) and not isinstance(sampling, EDM):
+        return noise_schedule("v_prediction", sigmas)
+    if isinstance(sampling, EPS) and not isinstance(sampling, (V_PREDICTION, X0)):
+        return noise_schedule("epsilon", sigmas)
+    raise PFStorerError(
+        f"The MODEL is a {model.model.model_type.name} model; trainings need Stable Diffusion 1.5 "
+        "or 2.1, whose UNet predicts noise or v."
+    )
 
 
 def scaled_encoder(model: Any, vae: Any) -> Callable[[Tensor], Tensor]:
@@ -96,7 +103,8 @@ def train_base_restorer(
 
     Source: StableSR (arXiv 2305.07015), section 3.1.
     """
-    kind = prediction_type(model)
+    schedule = training_schedule(model)
+    kind = schedule.config["prediction_type"]
     from accelerate import PartialState
 
     processes = PartialState()
@@ -121,7 +129,6 @@ def train_base_restorer(
         network = HostNetwork(
             unet, restorer, encoding.detach().clone()[0].float(), train_base=False
         )
-        schedule = noise_schedule(kind)
         objective = restoration_objective(feed, schedule, training)
         done = fit(
             network,

@@ -13,22 +13,24 @@ from typing import Any, Literal
 import comfy.conds
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
+from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..adapter import IdentityAdapter
+from ..areas import area_mean
 from ..errors import PFStorerError
 from ..personalization import PersonalizationBlock, reference_tokens
 from ..tiling import Tile
 from .conditions import Conds, with_model_conds
+from .lq import items_of
 from .sites import PATCH
 
 IDENTITY_KEY = "pfstorer_identities"
 AUTO: Literal["auto"] = "auto"
 _MASK_COND = "pfstorer_mask_"  # with the identity's number: a model condition
 _GAMMA_COND = "pfstorer_gamma_"  # likewise
+_TEXT_COND = "pfstorer_text_length"  # a model condition as well
 _MOST_NUMBERS = 8  # in a line for the user
 _REFERENCES = "pfstorer_references"
 _COLLECTED = "pfstorer_collected"
@@ -106,7 +108,7 @@ def add_identities(h: Tensor, context: Tensor, parts: Sequence[Addition]) -> Ten
     for part in parts:
         delta = part.block(h, context, part.reference)  # (B, C, H, W)
         if part.weight is not None:
-            delta = delta * F.adaptive_avg_pool2d(part.weight, (h.shape[2], h.shape[3]))
+            delta = delta * area_mean(part.weight, (h.shape[2], h.shape[3]))
         personalized = personalized + (part.strength * delta).to(h.dtype)
     return personalized
 
@@ -135,6 +137,7 @@ def additions(
     """
     masks = [conditions.pop(f"{_MASK_COND}{k}", None) for k in range(len(identities))]
     gammas = [conditions.pop(f"{_GAMMA_COND}{k}", None) for k in range(len(identities))]
+    conditions.pop(_TEXT_COND, None)
     active = [
         (k, mask)
         for k, mask in enumerate(masks)
@@ -181,7 +184,10 @@ def touched_identities(conds: Conds, item: int, tile: Tile) -> tuple[bool, ...]:
 class IdentityMasks:
     """`CALC_COND_BATCH` wrapper that gives every condition of a step the identities' masks.
 
-    And their gammas where these differ between pictures, as maps, which are cut like masks.
+    And their gammas where these differ between pictures, as maps, which are cut like masks. To run
+    prompts of several lengths at once, ComfyUI repeats the short ones, which the UNet's attention
+    does not notice; beside an identity's tokens a repeated text would count for more. So it is kept
+    from doing so.
     """
 
     def __init__(self, identities: Sequence[AppliedIdentity]) -> None:
@@ -194,25 +200,38 @@ class IdentityMasks:
         model: Any,
         conds: Conds,
         x_in: Tensor,
-        *args: Any,
+        timestep: Tensor,
+        model_options: dict[str, Any],
         **kwargs: Any,
     ) -> list[Tensor]:
         """Runs the conditions of one step, x_in: (B, C, h, w)."""
         added = {}
         for key, mask in self.masks.items():
             if mask is not None:
-                mask = mask.to(x_in)[:, None]  # (M, 1, H, W)
-                mask = F.interpolate(mask, x_in.shape[2:], mode="area")  # (M, 1, h, w)
+                mask = items_of(model_options, mask).to(x_in)[:, None]  # (M, 1, H, W)
+                mask = area_mean(mask, (x_in.shape[2], x_in.shape[3]))  # (M, 1, h, w)
                 mask = comfy.utils.repeat_to_batch_size(mask, x_in.shape[0])
                 added[key] = comfy.conds.CONDNoiseShape(mask)
         for key, gammas in self.gammas.items():
             if gammas is not None:
-                gammas = comfy.utils.repeat_to_batch_size(gammas.to(x_in), x_in.shape[0])  # (B,)
+                gammas = items_of(model_options, gammas).to(x_in)
+                gammas = comfy.utils.repeat_to_batch_size(gammas, x_in.shape[0])  # (B,)
                 gammas = gammas[:, None, None, None].expand(-1, 1, *x_in.shape[2:])  # (B, 1, h, w)
                 added[key] = comfy.conds.CONDNoiseShape(gammas)
         if added:
             conds = with_model_conds(conds, added)
-        return executor(model, conds, x_in, *args, **kwargs)
+        if self.masks:
+            conds = [cond and [_with_text_length(c) for c in cond] for cond in conds]
+        return executor(model, conds, x_in, timestep, model_options, **kwargs)
+
+
+def _with_text_length(condition: dict[str, Any]) -> dict[str, Any]:
+    given = condition.get("model_conds", {})
+    text = given.get("c_crossattn")
+    if text is None:
+        return condition
+    length = comfy.conds.CONDConstant(text.cond.shape[1])
+    return {**condition, "model_conds": {**given, _TEXT_COND: length}}
 
 
 @dataclass
@@ -266,7 +285,6 @@ def reference_features(
     options = {
         "patches": {PATCH: [(ResBlock, _collect), (SpatialTransformer, _collect)]},
         _COLLECTED: (wanted, collected),
-        "optimized_attention_override": torch_attention,
     }
     timesteps = torch.zeros(len(latent), device=latent.device)
     context = context.to(latent).expand(len(latent), -1, -1)
@@ -299,14 +317,22 @@ def check_settings(gamma: float | str, mask: Tensor | None, start: float, end: f
         raise PFStorerError(
             f"The mask has the shape {tuple(mask.shape)}; expected (batch, height, width)."
         )
-    if mask is not None and not (mask.isfinite().all() and mask.min() >= 0 and mask.max() <= 1):
-        raise PFStorerError("The mask has values outside [0, 1]; scale it to that range.")
 
 
-def torch_attention(_: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """PyTorch's own attention: others that the host may choose ask for free memory at each call,
-    which `torch.compile` cannot trace, or have no gradient."""
-    return attention_pytorch(*args, **kwargs)
+def check_mask_counts(identities: Sequence[AppliedIdentity], images: int) -> None:
+    """Checks that each identity has one mask, or one for each image.
+
+    Raises:
+        PFStorerError: another number of masks, which would go to images by chance.
+    """
+    for identity in identities:
+        masks = 1 if identity.mask is None else len(identity.mask)
+        if masks not in (1, images):
+            raise PFStorerError(
+                f"Identity '{identity.adapter.info.name}' has {masks} masks for {images} image(s); "
+                "give one mask, or one for each image (masks of one image are joined by "
+                "'MaskComposite')."
+            )
 
 
 def _reference_tokens(

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..adapter import IdentityAdapter
 from ..errors import PFStorerError
+from ..values import unit_range
 from . import automatic, patches
-from .identities import AppliedIdentity, check_settings
+from .identities import AppliedIdentity, check_mask_counts, check_settings
 from .loading import restoration
 from .sites import check_identity_fit
 
@@ -51,9 +52,11 @@ def apply_identity(
     """
     base = restoration(model)
     check_settings(gamma, mask, start, end)
-    check_identity_fit(model, adapter, base.info)
+    check_identity_fit(model, adapter, base.info, base.unet_digests)
     applied = patches.restorer_wrapper(model).identities
-    region = None if mask is None else mask.reshape(-1, *mask.shape[-2:]).float()
+    region = None
+    if mask is not None:
+        region = unit_range(mask.reshape(-1, *mask.shape[-2:]).float(), "The mask")
     if gamma == 0:  # the base; the mask still says where the person is
         unused = AppliedIdentity(adapter, strength=0.0, mask=region)
         return patches.set_identities(model, [*applied, unused])
@@ -79,7 +82,10 @@ def apply_identity(
         reference_context=context,
     )
     personalized = patches.set_identities(model, [*applied, identity])
-    return automatic.choose_gammas(personalized, automatic.known_image(model))
+    images = automatic.known_image(model)
+    if images is not None:
+        check_mask_counts([identity], len(images))
+    return automatic.choose_gammas(personalized, images)
 
 
 def _references(

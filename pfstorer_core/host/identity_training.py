@@ -35,17 +35,17 @@ from ..training.identity import (
     build_photo_pool,
     identity_objective,
 )
-from ..training.loop import Sampler, fit
-from ..training.losses import noise_schedule
+from ..training.loop import Sampler, check_precision, fit
 from ..training.report import report_sheet
+from ..values import unit_range
 from ..views import random_view
-from .base_training import prediction_type, scaled_encoder
+from .base_training import scaled_encoder, training_schedule
 from .faces import face_finder
 from .loading import restoration, trained_size
 from .memory import is_out_of_memory, lack_of_memory_told
 from .network import PersonalizedNetwork, trainable_unet
 from .patches import restorer_wrapper
-from .sites import find_identity_sites, size_step, unet_digest
+from .sites import find_identity_sites, size_step
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -147,10 +147,11 @@ def train_identity(
         raise PFStorerError(
             "The checkpoint has no text encoder; choose one with a text encoder for training."
         )
-    kind = base.info.prediction_type or prediction_type(model)
+    schedule = training_schedule(model)
     size = _view_size(model, vae, config.size)
     device = model.load_device
-    precision = _precision(config.mixed_precision, device)
+    precision = _precision(config.mixed_precision, device, warn)
+    check_precision(precision, device)
     blocks, loop = config.blocks(), config.loop(precision)
     _check_folders(folder, unfinished, warn)
     # Tensors of inference mode, under which ComfyUI runs its nodes, cannot take part in training.
@@ -173,7 +174,6 @@ def train_identity(
                 config,
                 on_batch=lambda done, total: report(TrainingProgress("views", done, total)),
             )
-        schedule = noise_schedule(kind)
         sheet = _preview(model, vae, encode, pictures[0], size, schedule, config.seed, warn)
         less = "lower batch or size, with which it begins anew"
         if not config.checkpointing:
@@ -244,7 +244,7 @@ def check_room(run: Path, weights: int) -> None:
 
 
 def _pictures(photos: Sequence[Tensor]) -> list[Tensor]:
-    pictures = []
+    pictures: list[Tensor] = []
     for batch in photos:
         if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4):
             raise PFStorerError(
@@ -252,7 +252,8 @@ def _pictures(photos: Sequence[Tensor]) -> list[Tensor]:
                 "channels) with 1, 3 or 4 channels."
             )
         rgb = batch[..., :3].clone().float().cpu().movedim(-1, 1)  # (B, 1 or 3, H, W)
-        pictures += list(rgb.expand(-1, 3, -1, -1))
+        for photo in rgb.expand(-1, 3, -1, -1):
+            pictures.append(unit_range(photo, f"Photo {len(pictures) + 1}"))
     return pictures
 
 
@@ -263,16 +264,24 @@ def _view_size(model: Any, vae: Any, wanted: int) -> int:
     return wanted or trained_size(model)
 
 
-def _precision(wanted: str, device: torch.device) -> str:
+def _precision(wanted: str, device: torch.device, warn: Callable[[str], None]) -> str:
     if wanted == "fp16" and device.type == "cpu":
         raise PFStorerError("A CPU does not train in fp16; choose auto, bf16 or no.")
     if wanted != "auto":
         return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    # without the instructions, bf16 on a CPU is emulated and slow
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bf16" if device.type == "cpu" and native() else "no"
+    if device.type == "cpu":
+        # without the instructions, bf16 on a CPU is emulated and slow
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return "bf16" if native() else "no"
+    if mm.should_use_bf16(device):  # the host knows what each device has
+        return "bf16"
+    if device.type == "cuda" and mm.should_use_fp16(device):
+        return "fp16"
+    warn(
+        f"ComfyUI computes in float32 on this device ({device.type}), so the training does too, "
+        "which takes more time and memory; precision bf16 or fp16 may be tried."
+    )
+    return "no"
 
 
 def _network(
@@ -302,7 +311,7 @@ def _network(
         config=blocks,
         photos=photos,
         training=config.to_dict(),
-        unet_digest=unet_digest(unet),
+        unet_digest=base.unet_digests[0],
     )
     return PersonalizedNetwork(
         unet,

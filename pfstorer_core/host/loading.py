@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import folder_paths
+import yaml
+from comfy.cli_args import args
 from comfy.model_base import ModelType, model_sampling
+from torch import Tensor
 
 from .. import restorer as restorer_files
 from ..errors import PFStorerError
+from ..files import read_weights
 from ..restorer import BaseRestorer, RestorerInfo
 from . import bundled, patches
+from .sites import DIGESTED, unet_digests
 
 logger = logging.getLogger(__name__)
 
@@ -45,23 +51,49 @@ class Restoration:
     Args:
         info: description of the restorer.
         empty_prompt: CONDITIONING of the empty prompt; None where the checkpoint has no CLIP.
+        unet_digests: see `sites.unet_digests`.
     """
 
     info: RestorerInfo
     empty_prompt: list[Any] | None
+    unet_digests: tuple[str, ...]
 
 
 def register_folders() -> None:
-    """Registers the plugin's model folders with ComfyUI, and makes them."""
+    """Registers the plugin's model folders with ComfyUI, and makes them.
+
+    The folder in models/ comes first, as those of ComfyUI's own do, unless the user has made
+    another the default.
+    """
+    configured = _configured_folders()
     for name, extensions in EXTENSIONS.items():
         folder = Path(folder_paths.models_dir, name)
-        folder_paths.add_model_folder_path(name, str(folder), is_default=True)
+        taken = name in folder_paths.folder_names_and_paths and configured.get(name, True)
+        folder_paths.add_model_folder_path(name, str(folder), is_default=not taken)
         paths, _ = folder_paths.folder_names_and_paths[name]
         folder_paths.folder_names_and_paths[name] = (paths, set(extensions))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             logger.warning("PFStorer could not make %s (%s)", folder, error)
+
+
+def _configured_folders() -> dict[str, bool]:
+    """Returns the folders that extra_model_paths.yaml names, and whether one is a default.
+
+    ComfyUI keeps the order of the paths only, which does not tell where no folder was there before.
+    """
+    files = [Path(folder_paths.__file__).with_name("extra_model_paths.yaml")]
+    files += [Path(file) for given in args.extra_model_paths_config or () for file in given]
+    found: dict[str, bool] = {}
+    for file in files:
+        if file.is_file():
+            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            for section in content.values():
+                for name in section or ():
+                    default = bool(section.get("is_default", False))
+                    found[name] = default or found.get(name, False)
+    return found
 
 
 def restorer_names() -> list[str]:
@@ -216,6 +248,7 @@ def load_base_restorer(
     """
     path = Path(restorer_path)
     restorer = restorer_files.load(path, operations=comfy.ops.manual_cast)
+    weights: Mapping[str, Any] = restorer.bundled_state or {}
     if checkpoint_path is None:
         model, clip, vae = bundled.from_restorer(restorer, path)
     else:
@@ -229,8 +262,10 @@ def load_base_restorer(
         patches.check_fit(model.model.diffusion_model, restorer, f"'{checkpoint.name}'")
         _check_text_width(model, restorer.info, checkpoint)
         model = _with_prediction(model, restorer.info)
+        weights = _stored_weights(checkpoint)
+    digests = _unet_digests(weights, model)
     restorer.bundled_state = None  # the MODEL has it now
-    return _with_restorer(model, clip, restorer), clip, vae
+    return _with_restorer(model, clip, restorer, digests), clip, vae
 
 
 def trained_size(model: Any) -> int:
@@ -300,7 +335,24 @@ def _with_prediction(model: Any, info: RestorerInfo) -> Any:
     return model
 
 
-def _with_restorer(model: Any, clip: Any, restorer: BaseRestorer) -> Any:
+def _stored_weights(checkpoint: Path) -> Mapping[str, Any]:
+    try:
+        stored, _ = read_weights(checkpoint)  # mapped: only what is looked at is read
+    except PFStorerError:  # ComfyUI could read it
+        return {}
+    inner = stored.get("state_dict", stored)
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _unet_digests(weights: Mapping[str, Any], model: Any) -> tuple[str, ...]:
+    found = {name: weights.get(bundled.UNET_PREFIX + name) for name in DIGESTED}
+    stored = {name: weight for name, weight in found.items() if isinstance(weight, Tensor)}
+    if len(stored) < len(found):  # a checkpoint that names its weights in another way
+        stored = model.model.diffusion_model.state_dict()
+    return unet_digests(stored)
+
+
+def _with_restorer(model: Any, clip: Any, restorer: BaseRestorer, digests: tuple[str, ...]) -> Any:
     restorer.to(model.model.get_dtype_inference()).eval().requires_grad_(False)
     mm.archive_model_dtypes(restorer)
     patcher = comfy.model_patcher.CoreModelPatcher(
@@ -309,5 +361,5 @@ def _with_restorer(model: Any, clip: Any, restorer: BaseRestorer) -> Any:
     model = patches.patch_model(model, restorer)
     model.set_additional_models(patches.KEY, [patcher])
     prompt = None if clip is None else clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    model.set_attachments(patches.KEY, Restoration(restorer.info, prompt))
+    model.set_attachments(patches.KEY, Restoration(restorer.info, prompt, digests))
     return model

@@ -16,6 +16,8 @@ from .conditions import Conds, has_areas, with_model_conds, with_options
 LQ_COND = "pfstorer_lq_latent"  # the model condition, and so the keyword of the UNet's forward
 STEP = "pfstorer_step"
 MEMORY = "pfstorer_features"
+ITEMS = "pfstorer_items"
+_SAME = 1e-4  # of the largest value, by which latents may differ that are the same
 
 
 @dataclass
@@ -82,6 +84,73 @@ class FeatureMemory:
         return self._steps.setdefault(key, StepFeatures(items, torch.device("cpu")))
 
 
+@dataclass(frozen=True)
+class Items:
+    """Which of the LQ images a sampler's latents belong to.
+
+    Args:
+        numbers: one for each latent of the sampler's batch.
+    """
+
+    numbers: tuple[int, ...]
+
+    def of(self, values: Tensor) -> Tensor:
+        """Returns values (N, ...) of the LQ images in the sampler's order; one is for all."""
+        return values if len(values) == 1 else values[list(self.numbers)]
+
+
+class LQMatch:
+    """`OUTER_SAMPLE` wrapper that finds the LQ image of each latent that a sampler is given.
+
+    Nodes between 'Condition on LQ Image' and the sampler may cut, repeat or reorder its latents.
+
+    Args:
+        lq_latent: (N, C, h, w) LQ latents, scaled like the diffusion latents.
+    """
+
+    def __init__(self, lq_latent: Tensor) -> None:
+        self.lq_latent = lq_latent
+
+    def __call__(
+        self, executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Runs the sampling, latent_image: (B, C, h, w) before it is scaled."""
+        guider = executor.class_obj
+        latent_format = guider.model_patcher.get_model_object("latent_format")
+        numbers = matching_items(latent_format.process_in(latent_image), self.lq_latent)
+        options = guider.model_options.setdefault("transformer_options", {})
+        options[ITEMS] = Items(numbers)
+        return executor(noise, latent_image, *args, **kwargs)
+
+
+def matching_items(latents: Tensor, lq_latents: Tensor) -> tuple[int, ...]:
+    """Returns for each latent (B, C, h, w) the number of its LQ latent among (N, C, h, w).
+
+    What is no LQ latent any more goes by position, as far as that is clear.
+
+    Raises:
+        PFStorerError: it is not.
+    """
+    count, known = len(latents), len(lq_latents)
+    by_position = tuple(range(count)) if count == known else (0,) * count if known == 1 else None
+    if latents.shape[1:] == lq_latents.shape[1:]:
+        given, lq = latents.float().cpu(), lq_latents.float().cpu()
+        near = _SAME * lq.abs().amax()
+        numbers = []
+        for place, latent in enumerate(given):
+            same = ((lq - latent).abs().flatten(1).amax(1) <= near).nonzero().flatten().tolist()
+            numbers.append(place if place in same else next(iter(same), None))
+        if None not in numbers:
+            return tuple(number for number in numbers if number is not None)
+    if by_position is None:
+        raise PFStorerError(
+            f"The sampler's latent has {count} item(s), but the MODEL was conditioned on {known} "
+            "LQ images, and which belong together is not to be seen; connect the LATENT that "
+            "'Condition on LQ Image' gives, or condition on these images alone."
+        )
+    return by_position
+
+
 class LQCondition:
     """`CALC_COND_BATCH` wrapper that gives every condition of a step the LQ latent.
 
@@ -110,7 +179,7 @@ class LQCondition:
     ) -> list[Tensor]:
         """Runs the conditions of one step, x_in: (B, C, H, W)."""
         check_latent_size(self.lq_latent, x_in)
-        lq_cond = comfy.conds.CONDNoiseShape(self.lq_latent)
+        lq_cond = comfy.conds.CONDNoiseShape(items_of(model_options, self.lq_latent))
         conds = with_model_conds(conds, {LQ_COND: lq_cond})
         self._memory.begin(timestep)
         options: dict[str, Any] = {MEMORY: self._memory}
@@ -120,6 +189,12 @@ class LQCondition:
         return executor(
             model, conds, x_in, timestep, with_options(model_options, options), **kwargs
         )
+
+
+def items_of(model_options: dict[str, Any], values: Tensor) -> Tensor:
+    """Returns values (N, ...), one for each LQ image, as `LQMatch` found that they are sampled."""
+    items: Items | None = model_options.get("transformer_options", {}).get(ITEMS)
+    return values if items is None else items.of(values)
 
 
 def check_latent_size(lq_latent: Tensor, x: Tensor) -> None:

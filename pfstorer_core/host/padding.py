@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..areas import area_mean
 from ..tiling import Tile
 from ..upscaling import Size
 from . import patches
@@ -75,8 +76,8 @@ def pad_masks(model: Any, size: Size, padded: Size, cell: int) -> Any:
         if identity.mask is not None:
             mask = identity.mask[:, None]  # (M, 1, H, W)
             if size != padded:
-                mask = pad(F.interpolate(mask, size, mode="area"), padded)
-            mask = F.interpolate(mask, latent, mode="area")  # (M, 1, h, w)
+                mask = pad(area_mean(mask, size), padded)
+            mask = area_mean(mask, latent)  # (M, 1, h, w)
             identity = dataclasses.replace(identity, mask=mask[:, 0])
         fitted.append(identity)
     return patches.set_identities(model, fitted)

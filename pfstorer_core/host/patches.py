@@ -9,14 +9,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from comfy.ldm.modules.attention import SpatialTransformer
+import torch
+from comfy.ldm.modules.attention import (
+    SpatialTransformer,
+    attention_pytorch,
+    get_attn_precision,
+)
 from comfy.ldm.modules.diffusionmodules.openaimodel import (
     ResBlock,
     TimestepBlock,
     forward_timestep_embed,
 )
 from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import PFStorerError
@@ -30,7 +37,6 @@ from .identities import (
     ReferenceMemory,
     add_identities,
     additions,
-    torch_attention,
 )
 from .lq import LQ_COND, STEP, LQCondition, StepFeatures, check_latent_size
 from .sites import BLOCK_LAYERS, PATCH, check_fit, find_sft_sites
@@ -153,6 +159,27 @@ class RestorerWrapper:
         return self.restorer(lq_latent.repeat(batch // items, 1, 1, 1), timesteps)
 
 
+class SampledRestorer(RestorerWrapper):
+    """The wrapper of a MODEL, which `torch.compile` leaves alone.
+
+    ComfyUI's compile node makes a graph once and drops what would notice a change in the
+    transformer options, where LQ features, identities and their strengths lie: later runs would get
+    those of the first. So the UNet under a restorer is not compiled.
+    """
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Runs the UNet with SFT."""
+        return super().__call__(*args, **kwargs)
+
+
+def compile_note(model_patcher: Any) -> str | None:
+    """Returns what to tell the user where a node has compiled a restorer's MODEL."""
+    if not model_patcher.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY):
+        return None
+    return "torch.compile does not speed up a MODEL with a restorer, which runs as without it"
+
+
 def run_res_block(
     layer: Any, x: Tensor, emb: Tensor, context: Any, transformer_options: dict[str, Any], *_: Any
 ) -> Tensor:
@@ -205,6 +232,9 @@ def _res_block_with_sft(
 ) -> Tensor:
     h = layer.in_layers(x)  # (B, C_out, H, W)
     h = h + layer.emb_layers(emb).to(h.dtype)[:, :, None, None]
+    # Other nodes may work at a smaller size in some blocks (PatchModelAddDownscale).
+    if features.shape[2:] != h.shape[2:]:
+        features = F.interpolate(features, h.shape[2:], mode="bilinear")
     h = sft(layer.out_layers(h), features)
     return layer.skip_connection(x) + h
 
@@ -238,8 +268,28 @@ def restorer_options(
     return {
         "wrappers": {WrappersMP.DIFFUSION_MODEL: {KEY: [wrapper]}},
         "patches": {PATCH: list(HANDLERS)},
-        "optimized_attention_override": torch_attention,
+        "optimized_attention_override": trainable_attention,
     }
+
+
+def trainable_attention(
+    chosen: Callable[..., Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *args: Any,
+    attn_precision: torch.dtype | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """The host's attention, or PyTorch's in place of one that cannot be trained through.
+
+    Others have no gradient, or ask for the free memory at each call, which `torch.compile` cannot
+    trace. Where the host computes them in a finer type (`attn_precision`), so does this.
+    """
+    if getattr(chosen, "__wrapped__", chosen) is attention_pytorch.__wrapped__:
+        return chosen(q, k, v, *args, attn_precision=attn_precision, **kwargs)
+    finer = get_attn_precision(attn_precision, q.dtype) or q.dtype
+    return attention_pytorch(q.to(finer), k.to(finer), v.to(finer), *args, **kwargs).to(q.dtype)
 
 
 def patch_model(model_patcher: Any, restorer: BaseRestorer) -> Any:
@@ -256,7 +306,7 @@ def patch_model(model_patcher: Any, restorer: BaseRestorer) -> Any:
     check_fit(model_patcher.model.diffusion_model, restorer)
     model = model_patcher.clone()
     model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, RestorerWrapper(restorer))
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, SampledRestorer(restorer))
     patches = model.model_options["transformer_options"].get("patches", {}).get(PATCH, [])
     for handler in HANDLERS:
         if handler not in patches:
@@ -286,7 +336,7 @@ def set_identities(model_patcher: Any, identities: Sequence[AppliedIdentity]) ->
     restorer = restorer_wrapper(model_patcher).restorer
     model = model_patcher.clone()
     model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
-    wrapper = RestorerWrapper(restorer, identities=identities)
+    wrapper = SampledRestorer(restorer, identities=identities)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, wrapper)
     for kind, make in (
         (WrappersMP.CALC_COND_BATCH, IdentityMasks),
@@ -308,7 +358,8 @@ def set_lq_latent(model_patcher: Any, lq_latent: Tensor, encoder_interval: int =
         encoder_interval: see `LQCondition`.
     """
     model = model_patcher.clone()
-    model.remove_wrappers_with_key(WrappersMP.CALC_COND_BATCH, KEY)
+    for kind in (WrappersMP.CALC_COND_BATCH, WrappersMP.OUTER_SAMPLE):
+        model.remove_wrappers_with_key(kind, KEY)
     condition = LQCondition(lq_latent, encoder_interval)
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, condition)
     return model

@@ -15,8 +15,8 @@ import comfy.sample
 import comfy.samplers
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..areas import area_mean
 from ..automatic_gamma import degradation_level
 from ..degradation import resize_bicubic
 from . import patches
@@ -174,7 +174,7 @@ def _error(model: Any, latent: Tensor, noise: Tensor, no_lq: Tensor, sigma: floa
         disable_pbar=True,
         seed=0,
     )
-    cells = F.adaptive_avg_pool2d((predicted - latent).float().cpu(), _GRID)  # (B, C, 16, 16)
+    cells = area_mean((predicted - latent).float().cpu(), (_GRID, _GRID))  # (B, C, 16, 16)
     return cells.square().flatten(1).mean(1)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..areas import area_mean
 from .identities import AppliedIdentity
 from .tiles import TileLayout
 
@@ -130,7 +131,7 @@ def mask_report(
 
 def fitted_mask(mask: Tensor, shape: Shape) -> Tensor:
     """Returns masks (M, h, w) scaled and repeated to (B, 1, H, W) of a shape (B, C, H, W)."""
-    mask = F.interpolate(mask[:, None].cpu(), shape[2:], mode="area")  # (M, 1, H, W)
+    mask = area_mean(mask[:, None].cpu(), shape[2:])  # (M, 1, H, W)
     fitted: Tensor = comfy.utils.repeat_to_batch_size(mask, shape[0])  # (B, 1, H, W)
     return fitted
 
@@ -149,7 +150,7 @@ def _box_blur(region: Tensor, radius: int) -> Tensor:
     size = region.shape[2:]
     if radius > _SHARP_RADIUS:  # the time of a blur grows with its radius
         scale = math.ceil(radius / _SHARP_RADIUS)
-        small = F.interpolate(region, [-(-side // scale) for side in size], mode="area")
+        small = area_mean(region, (-(-size[0] // scale), -(-size[1] // scale)))
         return F.interpolate(_box_blur(small, radius // scale), size, mode="bilinear")
     side = 2 * radius + 1
     wide = F.pad(region, (radius, radius, 0, 0), mode="replicate")

@@ -8,27 +8,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.sample
+import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import color
+from ..areas import area_mean
 from ..degradation import resize_bicubic
 from ..errors import PFStorerError
 from ..upscaling import UPSCALINGS, pass_sizes
 from ..working_size import working_size
 from . import patches, vae_tiles
 from .automatic import choose_gammas
-from .identities import AUTO
+from .identities import AUTO, check_mask_counts
 from .loading import restoration, trained_size
 from .padding import pad_conditioning, pad_masks, padded_size, relative_areas
 from .person_check import can_check_persons, check_persons
 from .progress import RestoreReport
 from .regions import feathered, known_factor, mask_report, region_of
 from .sampling import VAE_ADVICE, check_finite, split_alpha
-from .tile_conditions import check_conditioning
+from .tile_conditions import check_conditioning, check_nodes
 from .tile_plan import TilePlan, check_pictures, plan_tiles
 from .tiles import TiledSteps, TileLayout, set_tiles
 
@@ -101,6 +102,11 @@ class RestoreSettings:
             )
         if not 0 <= self.fidelity <= 1:
             raise PFStorerError(f"fidelity is {self.fidelity}; choose 0 (plain VAE) to 1.")
+        if self.start == "noise" and self.denoise < 1:
+            raise PFStorerError(
+                f"The sampling shall start from noise with denoise {self.denoise}, which is no "
+                "noise but a flat grey; set denoise to 1, or start to 'LQ image'."
+            )
         if self.encoder_interval < 1 or self.feather < 0:
             raise PFStorerError(
                 f"encoder_interval is {self.encoder_interval} and feather {self.feather}; choose 1 "
@@ -156,6 +162,7 @@ def restore(
             f"fidelity is {chosen.fidelity}, but the VAE has no CFW fusion layers; connect the VAE "
             "of 'Load CFW Decoder', or set fidelity to 0."
         )
+    _check_noise_levels(model, chosen)
     prompts = _prompts(model, positive, negative)
     rgb, alpha = split_alpha(image)  # (B, 3, H, W), (B, 1, H, W)
     height, width = size or (round(rgb.shape[2] * scale), round(rgb.shape[3] * scale))
@@ -164,6 +171,7 @@ def restore(
             f"The output would be {width} x {height} pixels; choose a larger scale or size."
         )
     identities = patches.restorer_wrapper(model).identities
+    check_mask_counts(identities, len(rgb))
     if chosen.masked_only and all(identity.mask is None for identity in identities):
         raise PFStorerError(
             "Only masked faces shall be restored, but no identity has a mask; connect masks to "
@@ -196,9 +204,14 @@ def restore(
         report.status("looking whose face it is")
         for line in check_persons(model, vae, rgb):
             report.line(str(line))
+    note = patches.compile_note(model)
+    if note is not None:
+        report.line(note)
     plans = [_plan(model, _latent_shape(model, len(rgb), x, cell), cell, chosen) for x in sizes]
+    most = max(len(plan.layout.tiles) for plan in plans)
+    check_nodes(model, most)
     for prompt in prompts:
-        check_conditioning(prompt, max(len(plan.layout.tiles) for plan in plans))
+        check_conditioning(prompt, most)
     grey = color.is_grey(rgb)
     restored = rgb
     passes = [] if kept.all() else list(zip(sizes, plans, strict=True))
@@ -323,6 +336,23 @@ def _windows(layout: TileLayout, needed: Tensor) -> Tensor:
     return windows
 
 
+def _check_noise_levels(model: Any, settings: RestoreSettings) -> None:
+    sampler = comfy.samplers.KSampler(
+        model,
+        settings.steps,
+        model.load_device,
+        settings.sampler_name,
+        settings.scheduler,
+        settings.denoise,
+        model.model_options,
+    )
+    if not sampler.sigmas.isfinite().all():
+        raise PFStorerError(
+            f"The scheduler '{settings.scheduler}' gives no finite noise levels for "
+            f"{settings.steps} step(s); choose another scheduler or more steps."
+        )
+
+
 def _prompts(model: Any, positive: Any, negative: Any) -> tuple[Any, Any]:
     empty = restoration(model).empty_prompt
     if empty is None and (positive is None or negative is None):
@@ -349,8 +379,8 @@ def _sample(
         check_finite(denoised, f"The latent after step {step + 1} of {steps}", UNET_ADVICE)
         scale = min(1.0, _PREVIEW_LATENT / max(denoised.shape[2:]))
         if scale < 1:
-            size = [max(1, int(side * scale)) for side in denoised.shape[2:]]
-            denoised = F.interpolate(denoised[:1], size, mode="area")
+            height, width = (max(1, int(side * scale)) for side in denoised.shape[2:])
+            denoised = area_mean(denoised[:1], (height, width))
         preview(step, denoised, x, steps)
 
     sampled: Tensor = comfy.sample.sample(

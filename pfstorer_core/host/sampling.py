@@ -4,12 +4,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..degradation import resize_bicubic
 from ..errors import PFStorerError
+from ..values import unit_range
 from . import automatic, patches
+from .identities import check_mask_counts
 from .loading import restoration, trained_size
+from .lq import LQMatch
 from .memory import lack_of_memory_told
 from .sites import size_step
 
@@ -19,7 +23,7 @@ VAE_ADVICE = "let the VAE compute in float32 (start ComfyUI with --fp32-vae)"
 def condition_on_lq(model: Any, lq_latent: Tensor, image: Tensor | None = None) -> Any:
     """Returns a clone of a restorer's MODEL that restores one LQ latent, with any KSampler.
 
-    A sampler with another batch size than the latent's repeats or cuts the LQ latents.
+    Of the latent's items a sampler may be given any, in any order, see `lq.LQMatch`.
 
     Args:
         model: MODEL of `load_base_restorer`; stays as it is.
@@ -41,17 +45,33 @@ def condition_on_lq(model: Any, lq_latent: Tensor, image: Tensor | None = None) 
         )
     check_finite(lq_latent, "The LQ latent", VAE_ADVICE)
     latent_format = model.get_model_object("latent_format")
-    model = patches.set_lq_latent(model, latent_format.process_in(lq_latent))
+    scaled = latent_format.process_in(lq_latent)
+    model = patches.set_lq_latent(model, scaled)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, patches.KEY, LQMatch(scaled))
+    check_mask_counts(patches.restorer_wrapper(model).identities, len(scaled))
     return automatic.with_lq_image(model, None if image is None else split_alpha(image)[0])
 
 
-def encode_lq(vae: Any, image: Tensor) -> Tensor:
+def encode_lq(model: Any, vae: Any, image: Tensor) -> Tensor:
     """Returns the LQ latent (B, C, h, w) of an IMAGE (B, H, W, 1 | 3 | 4), alpha left out.
 
+    Args:
+        model: the restorer's MODEL that is to be conditioned on it.
+        vae: its VAE.
+        image: to be restored at its size.
+
     Raises:
-        PFStorerError: another shape, values that are not finite, or too little memory.
+        PFStorerError: another shape, values that are no picture's, sides too short for the UNet, or
+            too little memory.
     """
     rgb, _ = split_alpha(image)
+    height, width = rgb.shape[2:]
+    cell, step = vae.spacial_compression_encode(), size_step(model.model.diffusion_model)
+    if math.prod(-(-(side // cell) // step) for side in (height, width)) < 2:
+        raise PFStorerError(
+            f"The image has {width} x {height} pixels, too few for the restorer's UNet; scale it "
+            f"to {2 * cell * step} pixels or more on each side before, or use 'Tiled Restore'."
+        )
     with lack_of_memory_told(
         "while the VAE encodes the LQ image; use Tiled Restore, which works by tiles, or start "
         "ComfyUI with --cpu-vae."
@@ -119,15 +139,14 @@ def split_alpha(image: Tensor) -> tuple[Tensor, Tensor | None]:
         image: (B, H, W, 1 | 3 | 4).
 
     Raises:
-        PFStorerError: another shape, or values that are not finite.
+        PFStorerError: another shape, or values that are not finite or far outside [0, 1].
     """
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
         raise PFStorerError(
             f"The image has the shape {tuple(image.shape)}; expected (batch, height, width, "
             "channels) with 1, 3 or 4 channels."
         )
-    check_finite(image, "The image", "give it again without the node that made them")
-    image = image.movedim(-1, 1)  # (B, C, H, W)
+    image = unit_range(image, "The image").movedim(-1, 1)  # (B, C, H, W)
     if image.shape[1] == 4:
         return image[:, :3], image[:, 3:]
     return image.expand(-1, 3, -1, -1), None

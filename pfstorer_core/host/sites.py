@@ -1,8 +1,10 @@
 """The blocks of ComfyUI's UNet at which restorers and identity adapters work."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from comfy.ldm.modules.attention import SpatialTransformer, SpatialVideoTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import (
     Downsample,
@@ -10,7 +12,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import (
     Upsample,
     VideoResBlock,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapter import IdentityAdapter
 from ..errors import PFStorerError
@@ -18,6 +20,9 @@ from ..restorer import BaseRestorer, RestorerInfo
 
 PATCH = "forward_timestep_embed_patch"
 BLOCK_LAYERS = (ResBlock, SpatialTransformer)
+DIGESTED = ("time_embed.0.bias", "input_blocks.0.0.bias", "out.2.weight")
+# In which ComfyUI loads UNets.
+_LOAD_TYPES = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def find_sft_sites(unet: Any, checkpoint: str = "the MODEL") -> dict[str, tuple[int, int]]:
@@ -85,24 +90,37 @@ def size_step(unet: Any) -> int:
     return int(2 ** max(level for _, level in find_sft_sites(unet).values()))
 
 
-def unet_digest(unet: Any) -> str:
-    """Returns a digest (hex) of a few weights, which tells checkpoints of one shape apart.
+def unet_digests(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Returns digests (hex) of a few weights, which tell checkpoints of one shape apart.
 
-    The weights are rounded to fp16, so that the same checkpoint in another type has the same one.
+    Args:
+        weights: of a UNet, by name, as they lie in its file: ComfyUI may round them when it loads.
+
+    Returns:
+        First what adapters carry. It is of the weights in fp16, so that a checkpoint in float32 has
+        the same one. Then those that adapters of earlier versions have, which took the weights as
+        ComfyUI had rounded them.
     """
-    digest = hashlib.sha256()
-    for weight in (unet.time_embed[0].bias, unet.input_blocks[0][0].bias, unet.out[-1].weight):
-        digest.update(weight.detach().cpu().half().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    digests = []
+    for load_type in (torch.float32, *_LOAD_TYPES):
+        digest = hashlib.sha256()
+        for name in DIGESTED:
+            weight = weights[name].detach().cpu().float().to(load_type).half()
+            digest.update(weight.contiguous().numpy().tobytes())
+        digests.append(digest.hexdigest()[:16])
+    return tuple(digests)
 
 
-def check_identity_fit(model: Any, adapter: IdentityAdapter, base: RestorerInfo) -> None:
+def check_identity_fit(
+    model: Any, adapter: IdentityAdapter, base: RestorerInfo, digests: Sequence[str]
+) -> None:
     """Checks that an identity adapter was trained on a MODEL's restorer and fits its UNet.
 
     Args:
         model: a restorer's MODEL.
         adapter: the adapter.
         base: description of the restorer.
+        digests: of the UNet, see `unet_digests`.
 
     Raises:
         PFStorerError: it was trained on another base; the sentence names both.
@@ -118,7 +136,7 @@ def check_identity_fit(model: Any, adapter: IdentityAdapter, base: RestorerInfo)
             f"({base.fingerprint[:8]}); load the restorer that it was trained on, or train the "
             "identity again on this one."
         )
-    same = info.unet_digest in ("", unet_digest(unet))
+    same = info.unet_digest in ("", *digests)
     if dict(info.site_channels) != found or info.context_dim != width or not same:
         raise PFStorerError(
             f"Identity adapter '{info.name}' was trained on restorer '{info.base_name}' with "

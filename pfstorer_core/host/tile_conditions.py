@@ -18,6 +18,8 @@ from ..errors import PFStorerError
 from ..tiling import Tile
 from .conditions import Conds
 
+_WHOLE_PICTURE = ("SelfAttentionGuidance",)  # nodes of ComfyUI
+
 
 class Unit(NamedTuple):
     """One tile of one item of a batch: what the UNet sees as an item of its own."""
@@ -51,6 +53,23 @@ def crop_conds(
         and [c for c in (_crop(c, units, x_in, controls, areas) for c in cond) if c is not None]
         for cond in conds
     ]
+
+
+def check_nodes(model: Any, tiles: int) -> None:
+    """Checks that no node on the MODEL needs to see the picture as a whole.
+
+    Raises:
+        PFStorerError: one does, and there are several tiles.
+    """
+    functions = model.model_options.get("sampler_post_cfg_function", [])
+    names = [getattr(function, "__qualname__", "") for function in functions]
+    for node in _WHOLE_PICTURE:
+        if tiles > 1 and any(name.startswith(f"{node}.") for name in names):
+            raise PFStorerError(
+                f"'{node}' compares the picture with what the UNet saw last, which is one tile of "
+                f"{tiles}; leave it out, or restore in one tile (a smaller scale or larger "
+                "tile_size)."
+            )
 
 
 def check_conditioning(conditioning: Sequence[Any], tiles: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +61,34 @@ class TileLayout:
         return replace(self, tile=tile) if tile >= 2 * self.step else None
 
 
+class StepCaches:
+    """Gives each batch of tiles copies of its own of what step caches of other nodes keep.
+
+    Nodes such as EasyCache compare an evaluation of the UNet with the one before, and so one tile
+    with another. What they keep lies in the transformer options, as an object that can be reset.
+    The given object serves as the pattern and is not used itself.
+    """
+
+    def __init__(self) -> None:
+        self._copies: dict[tuple[str, Hashable], Any] = {}
+
+    def of(self, key: Hashable, options: dict[str, Any]) -> dict[str, Any]:
+        """Returns the options to replace in the evaluation of a batch of tiles, told by its key."""
+        own = {}
+        for name, value in options.items():
+            if hasattr(value, "clone") and hasattr(value, "reset"):  # no tensor has both
+                if (name, key) not in self._copies:
+                    self._copies[name, key] = copy.deepcopy(value)
+                own[name] = self._copies[name, key]
+                if hasattr(own[name], "skip_current_step"):  # it begins each step so
+                    own[name].skip_current_step = False
+        return own
+
+    def forget(self) -> None:
+        """Drops the copies: the tiles are others from now on."""
+        self._copies.clear()
+
+
 class TiledSteps:
     """`CALC_COND_BATCH` wrapper that denoises tile by tile and takes the Gaussian-weighted mean.
 
@@ -89,6 +118,7 @@ class TiledSteps:
         self._on_tiles = on_tiles
         self._tell = tell
         self._groups: list[list[Unit]] | None = None
+        self._caches = StepCaches()
 
     def __call__(
         self,
@@ -119,6 +149,7 @@ class TiledSteps:
             memory: FeatureMemory | None = model_options["transformer_options"].get(MEMORY)
             if memory is not None:
                 memory.forget()
+            self._caches.forget()
             return (
                 f"with {before.batch} tiles of {before.tile} latent pixels at once; going on with "
                 f"{self.layout.batch} of {self.layout.tile}"
@@ -165,12 +196,13 @@ class TiledSteps:
             x = torch.cat([tile.crop(x_in[item : item + 1]) for item, tile in units])
             sigmas = timestep[[item for item, _ in units]]
             step = memory.step(len(units), tuple(units)) if memory and not areas else None
+            own = self._caches.of(tuple(units), model_options["transformer_options"])
             outputs = executor(
                 model,
                 crop_conds(conds, units, x_in, shared_areas),
                 x,
                 sigmas,
-                with_options(model_options, {STEP: step}),
+                with_options(model_options, {**own, STEP: step}),
                 **kwargs,
             )
             for blend, output in zip(blends, outputs, strict=True):

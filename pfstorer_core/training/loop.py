@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +19,10 @@ from tqdm import tqdm
 from ..errors import PFStorerError
 from .capture import Captured
 from .optimizers import Optimizers
-from .state import TrainedWeights, load_state, save_state
+from .state import TrainedWeights, load_state, locked, save_state
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
 
 log = logging.getLogger(__name__)
@@ -135,14 +138,14 @@ def fit(
         Whether all steps are done.
 
     Raises:
-        PFStorerError: the folder holds a run of another seed, or the loss or the gradients are not
-            finite, in fp16 however small they are scaled; the weights are then those of the step
-            before.
+        PFStorerError: the folder holds a run of another seed or one that goes on in another
+            process, the device does not train in the precision, or the loss or the gradients are
+            not finite, in fp16 however small they are scaled; the weights are then those of the
+            step before.
     """
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    was_there = bool(AcceleratorState._shared_state), bool(PartialState._shared_state)
-    try:
+    # of several processes that train together, the first writes
+    writes = int(os.environ.get("RANK", "0")) == 0
+    with _own_accelerate_state(), locked(folder) if writes else contextlib.nullcontext():
         return _fit(
             model,
             objective,
@@ -156,8 +159,43 @@ def fit(
             log_to_files,
             on_warning or (lambda sentence: None),
         )
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Finds out whether a device trains in a precision ("no", "bf16" or "fp16").
+
+    Raises:
+        PFStorerError: it does not.
+    """
+    with _own_accelerate_state():
+        _accelerator(device, mixed_precision=precision)
+
+
+def _accelerator(device: torch.device | None, **settings: Any) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.utils import patch_environment
+
+    # accelerate else takes the first device that it knows
+    chosen = {} if device is None else {"ACCELERATE_TORCH_DEVICE": str(device)}
+    try:
+        with patch_environment(**chosen):
+            return Accelerator(cpu=device is not None and device.type == "cpu", **settings)
+    except ValueError as error:
+        raise PFStorerError(
+            f"This device ({device or 'the default'}) does not train in the precision "
+            f"'{settings['mixed_precision']}': {error} Choose the precision 'no' (float32)."
+        ) from error
+
+
+@contextlib.contextmanager
+def _own_accelerate_state() -> Iterator[None]:
+    # accelerate keeps its settings per process; a host trains again with others
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    was_there = bool(AcceleratorState._shared_state), bool(PartialState._shared_state)
+    try:
+        yield
     finally:
-        # accelerate keeps its settings per process; a host trains again with others
         alone = PartialState._shared_state.get("num_processes", 1) == 1
         if alone and not was_there[0]:
             AcceleratorState._reset_state(reset_partial_state=not was_there[1])
@@ -177,15 +215,14 @@ def _fit(
     log_to_files: bool,
     on_warning: Callable[[str], None],
 ) -> bool:
-    from accelerate import Accelerator
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
     from torchvision.utils import save_image
 
     start_time = time.monotonic()
-    accelerator = Accelerator(
+    accelerator = _accelerator(
+        device,
         mixed_precision=config.mixed_precision,
-        cpu=device is not None and device.type == "cpu",
         log_with="tensorboard" if log_to_files else None,
         project_dir=folder,
         dynamo_backend="inductor" if config.compile else "no",

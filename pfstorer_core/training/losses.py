@@ -13,10 +13,25 @@ if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
 
-def noise_schedule(prediction_type: str) -> DDPMScheduler:
-    """Stable Diffusion's: 1000 timesteps, betas from 0.00085 to 0.012, linear in the root."""
+def noise_schedule(prediction_type: str, sigmas: Tensor | None = None) -> DDPMScheduler:
+    """The noise at each timestep, and what the UNet predicts.
+
+    Args:
+        prediction_type: "epsilon" or "v_prediction".
+        sigmas: (T,) noise over signal, rising with the timestep. None is Stable Diffusion's
+            schedule: 1000 timesteps, betas from 0.00085 to 0.012, linear in the root.
+    """
     from diffusers import DDPMScheduler
 
+    if sigmas is not None:
+        signal = 1 / (1 + sigmas.cpu().double() ** 2)  # (T,) cumulative product of 1 - beta
+        before = torch.cat([torch.ones(1, dtype=torch.float64), signal[:-1]])
+        return DDPMScheduler(
+            num_train_timesteps=len(sigmas),
+            trained_betas=(1 - signal / before).tolist(),
+            prediction_type=prediction_type,
+            clip_sample=False,
+        )
     return DDPMScheduler(
         num_train_timesteps=1000,
         beta_schedule="scaled_linear",
@@ -74,7 +89,7 @@ def diffusion_loss(
 
     Args:
         prediction, target: (B, C, h, w).
-        timesteps: (B,) in [0, 1000).
+        timesteps: (B,) of the schedule.
         snr_gamma: None for the plain error.
 
     Source: Efficient Diffusion Training via Min-SNR Weighting Strategy (arXiv 2303.09556),

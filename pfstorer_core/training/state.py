@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +37,35 @@ class TrainedWeights:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(state[name])
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps the folder of a run to this process while the context lasts.
+
+    On a file system that has no locks it does nothing.
+
+    Raises:
+        PFStorerError: another process trains there.
+    """
+    import filelock
+
+    lock = filelock.FileLock(folder / "lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise PFStorerError(
+            f"The same training runs in another process now, in '{folder}'; let that end, or "
+            "change a setting of this one."
+        ) from error
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_state(path: Path, parts: dict[str, Any], step: int, settings: dict[str, Any]) -> None:

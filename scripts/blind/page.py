@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pfstorer_core.errors import PFStorerError
+from pfstorer_core.photos import read_picture
 
 from .study import Results, Screen
 
@@ -177,13 +178,7 @@ def _candidates(results: Results, name: str, limit: int) -> dict[str, Image.Imag
 
 def _open(path: Path, limit: int) -> Image.Image:
     """Returns a picture as RGB without metadata, its longer side at most `limit` px."""
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PFStorerError(
-            f"{path} cannot be read as a picture ({error}); save it again as PNG or JPEG."
-        ) from error
+    picture = read_picture(path, str(path))
     picture.thumbnail((limit, limit), Image.Resampling.LANCZOS)
     return picture
 

@@ -70,7 +70,7 @@ def _stages(loaded: Any, cfw: Any) -> dict[str, tuple[Callable[[nn.Module], bool
         "encoding the LQ image": (lambda m: m is network.encoder, lambda: restored(loaded)),
         "encoding for a KSampler": (
             lambda m: m is network.encoder,
-            lambda: host.condition_on_lq(model, encode_lq(vae, photos()[0])),
+            lambda: host.condition_on_lq(model, encode_lq(model, vae, photos()[0])),
         ),
         "encoding references": (
             lambda m: m is network.encoder,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from comfyui_client import Client, Run, Server
+from in_process import has_gpu
 from PIL import Image
 from setup_host import REPO, find_comfyui
 from torch import Tensor
@@ -31,7 +32,7 @@ def new_server(base: Path) -> Server:
     comfyui = find_comfyui()
     if comfyui is None:
         sys.exit("error: no ComfyUI found; run scripts/setup_host.py or set COMFYUI_PATH")
-    cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    cpu = not has_gpu()
     return Server(comfyui, Path(sys.executable), base, cpu=cpu)
 
 

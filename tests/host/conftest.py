@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from comfyui_client import PACK, REPO, link_pack
+from device import compute_exactly
 from loaded_pack import Pack
 from setup_host import find_comfyui
 
@@ -27,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     from comfy.cli_args import args
 
     args.cpu = not config.getoption("gpu")
+    if not args.cpu:
+        compute_exactly()
     args.base_directory = tempfile.mkdtemp(prefix="pfstorer-tests-")
     config.add_cleanup(lambda: shutil.rmtree(args.base_directory, ignore_errors=True))
 

@@ -83,7 +83,7 @@ def test_it_looks_at_the_identitys_own_region(loaded, ada, photos) -> None:
 
 
 def test_the_order_does_not_matter(loaded, ada, photos) -> None:
-    lq_latent = encode_lq(loaded[2], photos)
+    lq_latent = encode_lq(loaded[0], loaded[2], photos)
     before = host.condition_on_lq(host.apply_identity(loaded[0], ada, AUTO), lq_latent, photos)
     after = host.apply_identity(host.condition_on_lq(loaded[0], lq_latent, photos), ada, AUTO)
     assert torch.equal(sample(before, 2), sample(after, 2))
@@ -93,7 +93,7 @@ def test_the_order_does_not_matter(loaded, ada, photos) -> None:
 
 
 def test_without_the_picture_it_says_so(loaded, ada, photos) -> None:
-    lq_latent = encode_lq(loaded[2], photos)
+    lq_latent = encode_lq(loaded[0], loaded[2], photos)
     model = host.condition_on_lq(host.apply_identity(loaded[0], ada, AUTO), lq_latent)
     with pytest.raises(PFStorerError, match="gamma of 'Ada' is automatic, but the image"):
         sample(model, 2)

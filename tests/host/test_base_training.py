@@ -4,13 +4,15 @@ import hashlib
 
 import pytest
 import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from PIL import Image
 
 from pfstorer_core.degradation import PRESETS
 from pfstorer_core.encoder import EncoderConfig
-from pfstorer_core.host.base_training import train_base_restorer
+from pfstorer_core.errors import PFStorerError
+from pfstorer_core.host.base_training import train_base_restorer, training_schedule
 from pfstorer_core.host.bundled import load_bundled
-from pfstorer_core.host.loading import MINI_RESTORER_PATH
+from pfstorer_core.host.loading import MINI_RESTORER_PATH, load_base_restorer
 from pfstorer_core.photos import list_photos
 from pfstorer_core.portraits import portrait_set
 from pfstorer_core.restorer import load, save
@@ -91,3 +93,34 @@ def test_interrupted_run_goes_on_to_the_same_result(photos, tmp_path):
     assert done
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "zsnr", "kind"),
+    [
+        ("v_prediction", False, "v_prediction"),
+        ("v_prediction", True, "v_prediction"),
+        ("eps", False, "epsilon"),
+    ],
+)
+def test_the_noise_is_that_of_the_models_sampling(sampling: str, zsnr: bool, kind: str) -> None:
+    model, _, _ = load_base_restorer(MINI_RESTORER_PATH)
+    (changed,) = ModelSamplingDiscrete().patch(model, sampling, zsnr)
+    schedule = training_schedule(changed)
+    sigmas = changed.get_model_object("model_sampling").sigmas
+    assert schedule.config["prediction_type"] == kind
+    assert len(schedule.alphas_cumprod) == len(sigmas)
+    torch.testing.assert_close(schedule.alphas_cumprod, 1 / (1 + sigmas**2), rtol=1e-3, atol=1e-6)
+    known = training_schedule(model).alphas_cumprod
+    assert torch.allclose(known, schedule.alphas_cumprod, atol=1e-4) is not zsnr
+
+
+@pytest.mark.parametrize(
+    ("sampling", "sentence"),
+    [("lcm", "a noise schedule that its UNet was not trained with"), ("x0", "predicts noise or v")],
+)
+def test_other_samplings_are_refused(sampling: str, sentence: str) -> None:
+    model, _, _ = load_base_restorer(MINI_RESTORER_PATH)
+    (changed,) = ModelSamplingDiscrete().patch(model, sampling, False)
+    with pytest.raises(PFStorerError, match=sentence):
+        training_schedule(changed)

@@ -26,10 +26,12 @@ from pfstorer_core import host
 from pfstorer_core.adapter import AdapterInfo, IdentityAdapter
 from pfstorer_core.encoder import EncoderConfig
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host import bundled, identities, lq, patches
+from pfstorer_core.files import read_weights, write_safetensors
+from pfstorer_core.host import bundled, identities, patches
 from pfstorer_core.host.identities import AppliedIdentity, additions
+from pfstorer_core.host.loading import restoration
 from pfstorer_core.host.sampling import encode_references
-from pfstorer_core.host.sites import find_identity_sites, unet_digest
+from pfstorer_core.host.sites import DIGESTED, find_identity_sites, unet_digests
 from pfstorer_core.personalization import PersonalizationConfig
 
 SIZE = (16, 16)
@@ -278,8 +280,8 @@ def test_a_condition_with_an_area_sees_its_part_of_the_mask(model, ada) -> None:
     sample(recording, cfg=1.0, positive=prompt(1, area=(8, 8, 4, 2)), steps=1)
     (forward,) = forwards
     assert forward.x.shape[2:] == (8, 8)
-    (seen,) = (v for k, v in forward.conditions.items() if k != lq.LQ_COND)
-    assert torch.equal(seen, mask[:, None, 4:12, 2:10])
+    (seen,) = (v for k, v in forward.conditions.items() if k.startswith("pfstorer_mask_"))
+    assert torch.equal(seen.cpu(), mask[:, None, 4:12, 2:10])
     # An area in which the person is not is the base's.
     away = host.apply_identity(model, ada, mask=mask)
     recording, forwards = record_forwards(away)
@@ -492,8 +494,9 @@ class TestReferences:
     def test_the_features_are_those_of_the_bare_unet(self, model, ada) -> None:
         """At timestep 0 and without SFT: what the UNet's own layers give."""
         unet = model.model.diffusion_model
-        context = torch.randn(1, 3, UNET["context_dim"])
-        shown = latents(2, seed=3)
+        device = next(unet.parameters()).device
+        context = torch.randn(1, 3, UNET["context_dim"]).to(device)
+        shown = latents(2, seed=3).to(device)
         expected: dict[str, Tensor] = {}
         handles = [
             unet.get_submodule(site).register_forward_hook(
@@ -502,7 +505,12 @@ class TestReferences:
             for site in ada.sites
         ]
         with torch.inference_mode():
-            unet(shown, torch.zeros(2), context.expand(2, -1, -1), transformer_options={})
+            unet(
+                shown,
+                torch.zeros(2, device=device),
+                context.expand(2, -1, -1),
+                transformer_options={},
+            )
             direct = dict(expected)
             found = identities.reference_features(unet, ada.sites, shown, context)
         for handle in handles:
@@ -639,15 +647,27 @@ def test_stable_diffusions_layout_runs(config: dict[str, Any]) -> None:
 
 def test_another_checkpoint_of_the_same_shape_is_refused(tmp_path: Path, ada) -> None:
     """The restorer alone does not make the base."""
-    model = host.load_base_restorer(write_bundled(tmp_path / "same.safetensors"))[0]
-    known = dataclasses.replace(ada.info, unet_digest=unet_digest(model.model.diffusion_model))
+    path = write_bundled(tmp_path / "same.safetensors")
+    model = host.load_base_restorer(path)[0]
+    known = dataclasses.replace(ada.info, unet_digest=restoration(model).unet_digests[0])
     other = IdentityAdapter(known)
     other.load_state_dict(ada.state_dict())
     host.apply_identity(model, other)
-    with torch.no_grad():
-        model.model.diffusion_model.out[-1].weight.add_(0.5)
+    weights, metadata = read_weights(path)
+    changed = {key: x + 0.5 if key.endswith(".out.2.weight") else x for key, x in weights.items()}
+    write_safetensors(tmp_path / "changed.safetensors", changed, metadata)
     with pytest.raises(PFStorerError, match="another Stable Diffusion checkpoint"):
-        host.apply_identity(model, other)
+        host.apply_identity(host.load_base_restorer(tmp_path / "changed.safetensors")[0], other)
+
+
+def test_a_digest_does_not_depend_on_the_type_that_is_loaded() -> None:
+    """An adapter fits the same checkpoint in any type, one of an earlier version as well."""
+    weights = {name: torch.randn(64) for name in DIGESTED}
+    digests = unet_digests(weights)
+    assert unet_digests({name: weight.half() for name, weight in weights.items()})[0] == digests[0]
+    for load_type in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        rounded = {name: weight.to(load_type) for name, weight in weights.items()}
+        assert unet_digests(rounded)[0] in digests  # as earlier versions took it
 
 
 def test_large_references_are_scaled_to_the_restorers_size(loaded) -> None:

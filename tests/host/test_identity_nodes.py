@@ -66,7 +66,8 @@ def apply(pack: Any, model: Any, adapter: Any, **settings: Any) -> Any:
     node = pack.node("PFStorerApplyPersonalization")
     assert node.INPUT_IS_LIST
     lists = {name: [value] for name, value in {**APPLY, **settings}.items() if value is not None}
-    return node.execute([model], [adapter], **lists).args[0]
+    (applied,) = node.execute(model=[model], adapter=[adapter], **lists).args[0]
+    return applied
 
 
 def restore(pack: Any, model: Any, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -80,7 +81,8 @@ def train(pack: Any, loaded: Any, photos: list[torch.Tensor], **settings: Any) -
     assert node.INPUT_IS_LIST
     lists = {name: [value] for name, value in {**TRAIN, **settings}.items()}
     with torch.inference_mode():
-        return node.execute([loaded[0]], [loaded[2]], photos, **lists).args
+        found = node.execute(model=[loaded[0]], vae=[loaded[2]], photos=photos, **lists).args
+    return tuple(value for (value,) in found)
 
 
 def inputs_of(node: Any) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def test_from_photos_to_a_restored_person(pack: Any, loaded: Any, folder: Path) 
     assert adapter.info.config.tokens == 4
     training = pack.module("pfstorer_core.host.loading").training_folder()
     assert files(folder) == before
-    assert len(files(training)) == 2, "the complete run: its state and a mark"
+    assert len(files(training)) == 3, "the complete run: its state, a mark and its lock"
     name = save(pack, adapter, "family/Ada")
     assert name == "family/Ada.safetensors" and (folder / name).is_file()
     (read,) = pack.node("PFStorerLoadIdentity").execute(name).args
@@ -166,7 +168,7 @@ def test_an_interrupted_training_is_kept_and_goes_on(pack: Any, loaded: Any, fol
         (kept,) = (folder / "unfinished").glob("Stopped-*.safetensors")
         (partial,) = pack.node("PFStorerLoadIdentity").execute(f"unfinished/{kept.name}").args
         assert 2 <= partial.info.steps < 16
-        assert len(files(training)) == 1
+        assert len(files(training)) == 2
         begun = len(steps)
         again, _ = train(pack, loaded, photos, **settings)
         assert steps[begun] == partial.info.steps + 1, "it goes on where it stopped"
@@ -209,7 +211,8 @@ def test_references_of_any_channels(pack: Any, loaded: Any, adapter: Any) -> Non
         restore(pack, apply(pack, model, adapter, references=photos, vae=vae), vae, pixels)
         for photos in (grey, grey.expand(-1, -1, -1, 3), grey.expand(-1, -1, -1, 4))
     ]
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    # scaling sums in another order where channels lie elsewhere in memory
+    assert all(relative_l2(other, results[0]) < 1e-5 for other in results[1:])
     with pytest.raises(ValueError, match="without a VAE; connect the VAE of 'Load Base Restorer'"):
         apply(pack, model, adapter, references=grey)
 

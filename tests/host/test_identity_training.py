@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management as mm
 import comfy.sample
 import pytest
 import torch
@@ -18,7 +19,7 @@ from pfstorer_core.adapter import IdentityAdapter
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host import patches
 from pfstorer_core.host.base_training import scaled_encoder
-from pfstorer_core.host.identity_training import TrainingProgress
+from pfstorer_core.host.identity_training import TrainingProgress, _precision
 from pfstorer_core.host.loading import MINI_RESTORER_PATH, restoration
 from pfstorer_core.host.network import PersonalizedNetwork, trainable_unet
 from pfstorer_core.host.sites import find_identity_sites
@@ -190,7 +191,7 @@ def test_law_4_an_interrupted_run_goes_on_to_the_same_end(
     first: list[TrainingProgress] = []
     with pytest.raises(Interruption):
         train(loaded, photos, on_progress=stop_at(step, first), **places)
-    assert [p.name for run in folder.iterdir() for p in run.iterdir()] == ["state"]
+    assert {p.name for run in folder.iterdir() for p in run.iterdir()} == {"state", "lock"}
     (kept,) = unfinished.parent.iterdir()
     assert kept.name.startswith("ada-"), "two unfinished people of one name stay apart"
     partial = IdentityAdapter.load(kept)
@@ -393,7 +394,9 @@ def test_the_network_of_the_training_is_the_model_of_the_sampling(loaded, referr
         disable_pbar=True,
         seed=0,
     )
-    network = network_of(model, adapter)
+    device = seen[0][0].device
+    network = network_of(model, adapter).to(device)
+    lq, reference = lq.to(device), None if reference is None else reference.to(device)
     assert len(seen) == 2
     with torch.inference_mode():
         for x, timesteps, out in seen:
@@ -482,3 +485,27 @@ def test_a_lora_on_the_model_is_mentioned_and_left_out(loaded, photos, whole) ->
     adapter = train((model, *loaded[1:]), photos, on_warning=said.append)
     assert any("carries a LoRA" in sentence for sentence in said)
     assert same(adapter, whole[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "bf16", "fp16", "expected", "told"),
+    [
+        ("cuda", True, True, "bf16", False),
+        ("cuda", False, True, "fp16", False),  # Turing; AMD's RDNA 2
+        ("cuda", False, False, "no", True),  # Pascal
+        ("xpu", True, True, "bf16", False),
+        ("xpu", False, True, "no", True),
+        ("mps", True, True, "bf16", False),
+        ("mps", False, True, "no", True),
+        ("privateuseone", False, False, "no", True),  # DirectML
+    ],
+)
+def test_the_precision_is_what_the_host_knows_of_the_device(
+    kind: str, bf16: bool, fp16: bool, expected: str, told: bool, monkeypatch
+) -> None:
+    monkeypatch.setattr(mm, "should_use_bf16", lambda device: bf16)
+    monkeypatch.setattr(mm, "should_use_fp16", lambda device: fp16)
+    warnings: list[str] = []
+    assert _precision("auto", torch.device(kind), warnings.append) == expected
+    assert len(warnings) == told
+    assert _precision("fp16", torch.device(kind), warnings.append) == "fp16"

@@ -303,4 +303,4 @@ def test_the_persons_name_is_checked_before_the_training(client: Client, trainin
     prompt = changed(training, TRAIN, name="../outside")
     node, sentence = error_of(client, prompt)
     assert node == "PFStorerTrainIdentityAdapter"
-    assert "'unfinished/../outside' cannot be the name of an identity" in sentence
+    assert "'../outside' cannot be the name of an identity" in sentence

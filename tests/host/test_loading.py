@@ -13,8 +13,10 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
+from comfy.cli_args import args
 from golden_weights import relative_l2
 from tiny_models import ENCODER, LATENT, TOKENS, UNET, image, random_restorer, write_bundled
+from utils.extra_config import load_extra_path_config
 
 import nodes
 from pfstorer_core import host
@@ -374,3 +376,29 @@ class TestFolders:
             loading.restorer_path("gone.pt")
         with pytest.raises(PFStorerError, match=r"no checkpoint 'gone.pt'; put .*checkpoints"):
             loading.checkpoint_path("gone.pt")
+
+
+def test_the_users_default_folder_stays_the_first(monkeypatch, tmp_path) -> None:
+    """ComfyUI reads extra_model_paths.yaml before it loads custom nodes."""
+    known = {name: (list(paths), set(kinds)) for name, (paths, kinds) in _known_folders().items()}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    config = tmp_path / "paths.yaml"
+    config.write_text(
+        f"studio:\n  is_default: true\n  pfstorer_identities: {tmp_path / 'people'}\n"
+        f"other:\n  base_path: {tmp_path}\n  pfstorer_restorers: files\n"
+    )
+    monkeypatch.setattr(args, "extra_model_paths_config", [[str(config)]])
+    load_extra_path_config(str(config))
+    loading.register_folders()
+    own = {name: str(tmp_path / "models" / name) for name in loading.EXTENSIONS}
+    people, _ = known["pfstorer_identities"]
+    assert people == [str(tmp_path / "people"), own["pfstorer_identities"]]
+    restorers, _ = known["pfstorer_restorers"]
+    assert restorers == [own["pfstorer_restorers"], str(tmp_path / "files")]
+
+
+def _known_folders() -> dict[str, Any]:
+    """ComfyUI's folders without the plugin's."""
+    found = folder_paths.folder_names_and_paths
+    return {name: found[name] for name in found if name not in loading.EXTENSIONS}

@@ -34,7 +34,7 @@ def test_of_the_image(loaded, value: float) -> None:
     pixels[0, 10, 20, 1] = value
     runs: list[Callable[[], Any]] = [
         lambda: restore(loaded, pixels),
-        lambda: encode_lq(loaded[2], pixels),
+        lambda: encode_lq(loaded[0], loaded[2], pixels),
         lambda: encode_references(loaded[0], loaded[2], [pixels]),
     ]
     for run in runs:
@@ -43,7 +43,7 @@ def test_of_the_image(loaded, value: float) -> None:
 
 
 def test_of_a_latent_that_is_given(loaded) -> None:
-    latent = encode_lq(loaded[2], image((64, 64)))
+    latent = encode_lq(loaded[0], loaded[2], image((64, 64)))
     latent[0, 0, 0, 0] = float("nan")
     with pytest.raises(PFStorerError, match=r"The LQ latent has values.*--fp32-vae"):
         host.condition_on_lq(loaded[0], latent)

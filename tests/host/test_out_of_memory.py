@@ -11,6 +11,7 @@ import comfy.model_management as mm
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from device import free_memory
 from golden_weights import relative_l2
 from tiled_sampling import KEY, record_forwards, sample, tiled
 from tiny_models import image, latents, write_bundled
@@ -195,6 +196,6 @@ class TestVAE:
             lambda module, args, out: sizes.append(tuple(args[0].shape[2:]))
         )
         needed = vae.memory_used_decode((1, 4, 20, 20), vae.vae_dtype)
-        monkeypatch.setattr(mm, "get_free_memory", lambda *_, **__: 1.5 * needed)
+        monkeypatch.setattr(mm, "get_free_memory", free_memory(1.5 * needed))
         vae_tiles.decode(vae, samples)
         assert set(sizes) == {(20, 20)}

@@ -36,7 +36,7 @@ def test_loading_the_plugin_imports_nothing_heavy(load: dict) -> None:
 
 def test_the_heavy_packages_are_those_of_the_requirements() -> None:
     required = {requirement_name(x) for x in requirement_lines(REPO / "requirements.txt")}
-    light = {"einops", "kornia", "pillow", "safetensors"}  # ComfyUI imports them itself
+    light = {"einops", "filelock", "kornia", "pillow", "safetensors"}  # ComfyUI imports them itself
     assert {name.lower() for name in required} - light <= HEAVY
 
 

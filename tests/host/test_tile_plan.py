@@ -4,6 +4,7 @@ from typing import Any
 
 import comfy.model_management as mm
 import pytest
+from device import free_memory
 from tiny_models import image, write_bundled
 
 from pfstorer_core import host
@@ -30,7 +31,7 @@ def model(loaded) -> Any:
 
 
 def set_free(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
-    monkeypatch.setattr(mm, "get_free_memory", lambda *_, **__: free)
+    monkeypatch.setattr(mm, "get_free_memory", free_memory(free))
 
 
 def cost(model: Any, side: int, count: int) -> float:

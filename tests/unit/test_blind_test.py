@@ -227,7 +227,7 @@ def test_pictures_that_do_not_fit_or_open_are_named(tmp_path: Path) -> None:
     with pytest.raises(PFStorerError, match="'a' have different proportions"):
         made(root, tmp_path / "page.html")
     (root / "two" / "a.png").write_text("no picture")
-    with pytest.raises(PFStorerError, match=r"a\.png cannot be read as a picture"):
+    with pytest.raises(PFStorerError, match=r"a\.png.* is damaged|a\.png.* is no picture"):
         made(root, tmp_path / "page.html")
 
 

@@ -179,7 +179,7 @@ def test_there_must_be_something_to_compare_with(person: torch.Tensor) -> None:
 def test_a_picture_of_impossible_values_is_named(person: torch.Tensor, value: float) -> None:
     broken = person[1].clone()
     broken[0, 3, 3] = value
-    with pytest.raises(PFStorerError, match="Picture 2 of 'restored' has values from"):
+    with pytest.raises(PFStorerError, match="Picture 2 of 'restored' has values"):
         compare([person[0], broken], truth=[person[0]])
 
 

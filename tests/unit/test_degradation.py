@@ -324,9 +324,9 @@ def test_senseless_settings_are_refused(values: dict) -> None:
         (torch.zeros(1, 4, 8, 8), "give \\(B, 3, H, W\\)"),
         (torch.zeros(1, 3, 0, 8), "give \\(B, 3, H, W\\)"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "floats"),
-        (torch.full((1, 3, 8, 8), -1.0), "scale them"),
-        (torch.full((1, 3, 8, 8), 255.0), "scale them"),
-        (torch.full((1, 3, 8, 8), math.nan), "nan"),
+        (torch.full((1, 3, 8, 8), -1.5), "from -1.5"),
+        (torch.full((1, 3, 8, 8), 255.0), "to 255, expected"),
+        (torch.full((1, 3, 8, 8), math.nan), "not finite"),
     ],
 )
 def test_wrong_pictures_are_refused(images: torch.Tensor, message: str) -> None:

@@ -129,5 +129,5 @@ def test_impossible_values_are_refused(values: dict[str, float]) -> None:
 
 
 def test_wrong_pictures_are_refused() -> None:
-    with pytest.raises(PFStorerError, match="scale them"):
+    with pytest.raises(PFStorerError, match="expected 0 to 1"):
         degrade_exactly(torch.full((1, 3, 8, 8), 255.0), ALL, generator())

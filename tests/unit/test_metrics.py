@@ -164,9 +164,9 @@ def test_gmsd_by_its_formula() -> None:
         (torch.zeros(1, 3, 32, 32), torch.zeros(2, 3, 32, 32), "cannot be measured against"),
         (torch.zeros(3, 32, 32), torch.zeros(3, 32, 32), "give \\(B, 3, H, W\\)"),
         (torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32), "give \\(B, 3, H, W\\)"),
-        (torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 2.0), "scale them"),
-        (torch.full((1, 3, 32, 32), -1.0), torch.zeros(1, 3, 32, 32), "scale them"),
-        (torch.full((1, 3, 32, 32), torch.nan), torch.zeros(1, 3, 32, 32), "nan"),
+        (torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 255.0), "to 255, expected"),
+        (torch.full((1, 3, 32, 32), -1.5), torch.zeros(1, 3, 32, 32), "from -1.5"),
+        (torch.full((1, 3, 32, 32), torch.nan), torch.zeros(1, 3, 32, 32), "not finite"),
     ],
 )
 def test_wrong_images_are_refused(measure, images, targets, message: str) -> None:

@@ -68,7 +68,7 @@ class TestErrors:
         check_photos([photos[0], small], SIZE, views=ViewConfig(min_photo=0.4))
 
     @pytest.mark.parametrize(
-        ("value", "found"), [(float("nan"), "nan to nan"), (1.5, "to 1.5"), (-0.2, "from -0.2")]
+        ("value", "found"), [(float("nan"), "not finite"), (255.0, "to 255"), (-1.5, "from -1.5")]
     )
     def test_values_outside_the_range(self, photos, value: float, found: str) -> None:
         bad = photos[2].clone()

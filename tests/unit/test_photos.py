@@ -2,6 +2,7 @@
 
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -53,3 +54,41 @@ def test_what_is_wrong_is_named(folder, tmp_path):
     (folder / "broken.jpg").write_text("no picture")
     with pytest.raises(PFStorerError, match=r"broken\.jpg"):
         list_photos([folder])
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"), [("I;16", "png"), ("I;16", "tif"), ("I;16B", "tif"), ("I;16L", "tif")]
+)
+def test_16_bits_are_scaled_and_not_cut_off(tmp_path, mode, ending):
+    path = tmp_path / f"grey.{ending}"
+    order = ">u2" if mode == "I;16B" else "<u2"
+    levels = np.array([[0, 16384], [32768, 65535]], order)
+    Image.frombytes(mode, (2, 2), levels.tobytes()).save(path)
+    expected = torch.tensor([[0.0, 0.25], [0.5, 1.0]]).expand(3, 2, 2)
+    assert (load_photo(path) - expected).abs().max() < 0.003
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pictures_of_unknown_range_are_refused(tmp_path, mode):
+    path = tmp_path / "grey.tif"
+    Image.new(mode, (4, 4), 3).save(path)
+    with pytest.raises(PFStorerError, match=r"'grey\.tif' has 32 bits per pixel"):
+        load_photo(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [("1", "png"), ("P", "gif"), ("LA", "png"), ("CMYK", "jpg"), ("RGBA", "webp")],
+)
+def test_other_modes_are_read(tmp_path, mode, ending):
+    path = tmp_path / f"white.{ending}"
+    Image.new("RGB", (8, 8), "white").convert(mode).save(path)
+    assert load_photo(path).min() > 0.98
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = tmp_path / "large.png"
+    Image.new("L", (20, 20)).save(path)
+    with pytest.raises(PFStorerError, match=r"'large\.png' has more than .* megapixels"):
+        load_photo(path)

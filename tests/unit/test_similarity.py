@@ -108,8 +108,8 @@ def test_similarity_is_the_mean_over_the_references(
         (torch.zeros(3, 64, 64), r"\(3, 64, 64\); give \(B, 3, H, W\)"),
         (torch.zeros(1, 4, 64, 64), "give"),
         (torch.zeros(0, 3, 64, 64), "give"),
-        (torch.full((1, 3, 64, 64), 255.0), "scale them"),
-        (torch.full((1, 3, 64, 64), torch.nan), "scale them"),
+        (torch.full((1, 3, 64, 64), 255.0), "to 255, expected"),
+        (torch.full((1, 3, 64, 64), torch.nan), "not finite"),
     ],
 )
 def test_wrong_pictures_are_named(

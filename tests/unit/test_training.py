@@ -1,5 +1,7 @@
 """Tests of the training loop: it learns, it resumes exactly, and it says what is wrong."""
 
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,11 +10,19 @@ from torch import Tensor, nn
 
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.training.base import BaseTrainingConfig, restoration_objective
-from pfstorer_core.training.loop import LoopConfig, _check_gradients, fit, step_generator
+from pfstorer_core.training.loop import (
+    LoopConfig,
+    _accelerator,
+    _check_gradients,
+    _own_accelerate_state,
+    check_precision,
+    fit,
+    step_generator,
+)
 from pfstorer_core.training.losses import noise_schedule
 from pfstorer_core.training.optimizers import Optimizers
 from pfstorer_core.training.pool import LatentPool
-from pfstorer_core.training.state import save_state
+from pfstorer_core.training.state import locked, save_state
 
 CONFIG = LoopConfig(
     steps=12, warmup_steps=2, log_every=3, save_every=4, sample_every=0, ema_decay=0.9
@@ -202,7 +212,7 @@ def test_no_files_but_the_state(tmp_path):
     config = replace(CONFIG, sample_every=6)
     sheet = torch.zeros(3, 8, 8)
     fit(model, objective, config, tmp_path, sample=lambda _: sheet, log_to_files=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "state"]
 
 
 def test_each_step_is_told_with_its_scalars(tmp_path):
@@ -356,8 +366,7 @@ class TestFaults:
 
         def on_step(step, scalars):
             if step == 6:
-                (folder / "state").unlink()
-                folder.rmdir()
+                shutil.rmtree(folder)
                 folder.write_text("in the way")
 
         settings = {"on_step": on_step, "log_to_files": False, "on_warning": told.append}
@@ -414,3 +423,26 @@ class BadGradient(torch.autograd.Function):
 
 def out_of_memory():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+class TestDevice:
+    def test_it_is_the_given_one_and_not_the_first_that_accelerate_knows(self):
+        device = torch.device("meta")
+        with _own_accelerate_state():
+            assert _accelerator(device, mixed_precision="no").device == device
+        assert "ACCELERATE_TORCH_DEVICE" not in os.environ
+        with _own_accelerate_state():
+            assert _accelerator(torch.device("cpu"), mixed_precision="no").device.type == "cpu"
+
+    def test_a_precision_that_it_does_not_have_is_said_at_once(self):
+        check_precision("no", torch.device("meta"))
+        with pytest.raises(PFStorerError, match=r"\(meta\) does not train in .* 'fp16'"):
+            check_precision("fp16", torch.device("meta"))
+
+
+def test_two_processes_do_not_share_a_run(tmp_path):
+    model, objective = setting()
+    with locked(tmp_path):
+        with pytest.raises(PFStorerError, match="The same training runs in another process now"):
+            fit(model, objective, CONFIG, tmp_path, log_to_files=False)
+    assert fit(model, objective, CONFIG, tmp_path, log_to_files=False), "the lock is gone with it"
