@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import tarfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -106,14 +107,11 @@ def read_picture(content: Path | bytes, name: str) -> Image.Image:
             no known range.
     """
     with _open(content, name) as picture:
-        try:
-            return _rgb(ImageOps.exif_transpose(picture), picture.format, name)
-        except Image.DecompressionBombError as error:
-            raise _too_large(name) from error
-        except _UNREADABLE as error:
-            raise PFStorerError(
-                f"Photo '{name}' is damaged ({error}); replace or remove it."
-            ) from error
+        file_format = picture.format
+        with _unreadable_told(name, "Photo '{name}' is damaged ({error}); replace or remove it."):
+            upright = ImageOps.exif_transpose(picture)
+            upright.load()
+    return _rgb(upright, file_format, name)
 
 
 def _members(path: Path) -> list[tuple[str, str, Path | bytes]]:
@@ -159,18 +157,21 @@ def _rgb(picture: Image.Image, file_format: str | None, name: str) -> Image.Imag
 
 
 def _open(content: Path | bytes, name: str) -> Image.Image:
-    try:
+    sentence = "'{name}' is no picture that can be read; replace or remove it."
+    with _unreadable_told(name, sentence):
         return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+
+
+@contextlib.contextmanager
+def _unreadable_told(name: str, sentence: str) -> Iterator[None]:
+    """Turns what Pillow raises within it into a sentence, which may hold {name} and {error}."""
+    try:
+        yield
     except Image.DecompressionBombError as error:
-        raise _too_large(name) from error
-    except _UNREADABLE as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise PFStorerError(
-            f"'{name}' is no picture that can be read; replace or remove it."
+            f"Photo '{name}' has more than {most} megapixels, which may fill the memory; scale it "
+            "down."
         ) from error
-
-
-def _too_large(name: str) -> PFStorerError:
-    most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-    return PFStorerError(
-        f"Photo '{name}' has more than {most} megapixels, which may fill the memory; scale it down."
-    )
+    except _UNREADABLE as error:
+        raise PFStorerError(sentence.format(name=name, error=error)) from error

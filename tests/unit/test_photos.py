@@ -72,7 +72,7 @@ def test_16_bits_are_scaled_and_not_cut_off(tmp_path, mode, ending):
 def test_pictures_of_unknown_range_are_refused(tmp_path, mode):
     path = tmp_path / "grey.tif"
     Image.new(mode, (4, 4), 3).save(path)
-    with pytest.raises(PFStorerError, match=r"'grey\.tif' has 32 bits per pixel"):
+    with pytest.raises(PFStorerError, match=r"^Photo 'grey\.tif' has 32 bits per pixel"):
         load_photo(path)
 
 

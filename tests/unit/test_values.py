@@ -1,3 +1,5 @@
+"""One policy for the values of pictures and masks."""
+
 import pytest
 import torch
 
