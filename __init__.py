@@ -10,7 +10,7 @@ class PFStorerExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         """Registers the plugin's model folders."""
-        from .pfstorer_core.host.loading import register_folders
+        from .pfstorer_core.host.load.folders import register_folders
 
         register_folders()
 

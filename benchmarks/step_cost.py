@@ -41,13 +41,13 @@ def measure(quick: bool = False) -> Section:
     """
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    from pfstorer_core.adapter import AdapterInfo, IdentityAdapter
-    from pfstorer_core.encoder import EncoderConfig
-    from pfstorer_core.host.identities import AppliedIdentity
-    from pfstorer_core.host.patches import restorer_options
+    from pfstorer_core.host.patch.applied import AppliedIdentity
+    from pfstorer_core.host.patch.bare_unet import restorer_options
     from pfstorer_core.host.sites import find_identity_sites, find_sft_sites
-    from pfstorer_core.personalization import PersonalizationConfig
-    from pfstorer_core.restorer import BaseRestorer
+    from pfstorer_core.identities.adapter import AdapterInfo, IdentityAdapter
+    from pfstorer_core.identities.config import PersonalizationConfig
+    from pfstorer_core.restorers.base import BaseRestorer
+    from pfstorer_core.restorers.stablesr.encoder import EncoderConfig
 
     gpu = torch.accelerator.current_accelerator(check_available=True)
     device, dtype = (gpu, torch.float16) if gpu else (torch.device("cpu"), torch.float32)

@@ -137,7 +137,7 @@ def measure_adapters(quick: bool = False) -> Section:
 
 def tile_windows(mini: Mini, side: int, overlap: float) -> list[Any]:
     """Returns the tiles of a square picture in pixels, as Tiled Restore cuts its latent."""
-    from pfstorer_core.tiling import tile_grid
+    from pfstorer_core.tiling.grid import tile_grid
 
     latent, tile = side // mini.cell, mini.tile // mini.cell
     tiles = tile_grid(latent, latent, tile, int(tile * overlap))
@@ -157,12 +157,12 @@ def corner_masks(side: int, tile: int) -> list[Tensor]:
 
 def random_adapter(mini: Mini) -> Any:
     """Returns an adapter of random weights that fits the mini restorer."""
-    from pfstorer_core.adapter import AdapterInfo, IdentityAdapter
-    from pfstorer_core.host.loading import restoration
+    from pfstorer_core.host.attachment import loaded_base
     from pfstorer_core.host.sites import find_identity_sites
-    from pfstorer_core.personalization import PersonalizationConfig
+    from pfstorer_core.identities.adapter import AdapterInfo, IdentityAdapter
+    from pfstorer_core.identities.config import PersonalizationConfig
 
-    base = restoration(mini.model).info
+    base = loaded_base(mini.model).info
     info = AdapterInfo(
         "random",
         base.name,

@@ -4,9 +4,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..pfstorer_core.degradation import PRESETS
-from ..pfstorer_core.groups import album_page, degrade_people, group_photo
-from ..pfstorer_core.portraits import portrait_set
+from ..pfstorer_core.degradation.presets import PRESETS
+from ..pfstorer_core.drawn.groups import album_page, degrade_people, group_photo
+from ..pfstorer_core.drawn.portraits import portrait_set
 
 CLEAN = "none"
 NOBODY = -1

@@ -5,13 +5,14 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..pfstorer_core.adapter import IdentityAdapter
 from ..pfstorer_core.errors import PFStorerError
-from ..pfstorer_core.host import apply_identity, loading
-from ..pfstorer_core.host.automatic import gamma_report
-from ..pfstorer_core.host.identities import AUTO
-from ..pfstorer_core.host.progress import show_lines
-from ..pfstorer_core.host.sampling import encode_references
+from ..pfstorer_core.host import apply_identity
+from ..pfstorer_core.host.feedback import show_lines
+from ..pfstorer_core.host.images import encode_references
+from ..pfstorer_core.host.load import folders
+from ..pfstorer_core.host.patch.applied import AUTO
+from ..pfstorer_core.host.patch.chosen_gammas import gamma_report
+from ..pfstorer_core.identities.adapter import IdentityAdapter
 from .lists import paired
 
 Identity = io.Custom("PFSTORER_IDENTITY")
@@ -53,9 +54,9 @@ class SaveIdentity(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: IdentityAdapter, file_name: str, overwrite: bool) -> io.NodeOutput:
         """Writes the file."""
-        path = loading.identity_path(file_name, free=not overwrite)
+        path = folders.identity_path(file_name, free=not overwrite)
         adapter.save(path)
-        name = loading.identity_name(path)
+        name = folders.identity_name(path)
         return io.NodeOutput(name, ui={"text": (f"Saved {name}",)})
 
 
@@ -74,7 +75,7 @@ class LoadIdentity(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file_name",
-                    options=loading.identity_names(),
+                    options=folders.identity_names(),
                     tooltip="File in models/pfstorer_identities.",
                 )
             ],
@@ -86,12 +87,12 @@ class LoadIdentity(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file_name: str) -> tuple[str, int, int]:
         """Returns name, time and size of the file, so that a changed file is loaded again."""
-        return loading.file_state(loading.find_identity(file_name))
+        return folders.file_state(folders.find_identity(file_name))
 
     @classmethod
     def execute(cls, file_name: str) -> io.NodeOutput:
         """Reads the file."""
-        return io.NodeOutput(IdentityAdapter.load(loading.find_identity(file_name)))
+        return io.NodeOutput(IdentityAdapter.load(folders.find_identity(file_name)))
 
 
 class ApplyPersonalization(io.ComfyNode):

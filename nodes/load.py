@@ -1,8 +1,11 @@
 """Nodes that load models."""
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
-from ..pfstorer_core.host import load_base_restorer, load_cfw, loading
+from ..pfstorer_core.host import load_base_restorer, load_cfw
+from ..pfstorer_core.host.load import folders
 
 BUNDLED = "bundled in restorer"
 
@@ -26,7 +29,7 @@ class LoadBaseRestorer(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "restorer",
-                    options=loading.restorer_names(),
+                    options=folders.restorer_names(),
                     tooltip=(
                         "Restorer file in models/pfstorer_restorers. 'mini (bundled)' comes with "
                         "the plugin: small, for photos with faces of about 128 px."
@@ -34,7 +37,7 @@ class LoadBaseRestorer(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "checkpoint",
-                    options=[BUNDLED, *loading.checkpoint_names()],
+                    options=[BUNDLED, *folders.checkpoint_names()],
                     tooltip=(
                         "Stable Diffusion checkpoint that the restorer was trained on, in "
                         f"models/checkpoints. Choose '{BUNDLED}' for the mini restorer."
@@ -51,7 +54,7 @@ class LoadBaseRestorer(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, restorer: str, checkpoint: str) -> list[tuple[str, int, int]]:
         """Returns name, time and size of the files, so that a changed file is loaded again."""
-        return [loading.file_state(path) for path in cls._paths(restorer, checkpoint) if path]
+        return [folders.file_state(path) for path in cls._paths(restorer, checkpoint) if path]
 
     @classmethod
     def execute(cls, restorer: str, checkpoint: str) -> io.NodeOutput:
@@ -59,10 +62,10 @@ class LoadBaseRestorer(io.ComfyNode):
         return io.NodeOutput(*load_base_restorer(*cls._paths(restorer, checkpoint)))
 
     @classmethod
-    def _paths(cls, restorer: str, checkpoint: str) -> tuple[loading.Path, loading.Path | None]:
+    def _paths(cls, restorer: str, checkpoint: str) -> tuple[Path, Path | None]:
         return (
-            loading.restorer_path(restorer),
-            None if checkpoint == BUNDLED else loading.checkpoint_path(checkpoint),
+            folders.restorer_path(restorer),
+            None if checkpoint == BUNDLED else folders.checkpoint_path(checkpoint),
         )
 
 
@@ -84,7 +87,7 @@ class LoadCFWDecoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "cfw",
-                    options=loading.vae_names(),
+                    options=folders.vae_names(),
                     tooltip="StableSR's CFW checkpoint in models/vae, .ckpt or .safetensors.",
                 ),
             ],
@@ -94,9 +97,9 @@ class LoadCFWDecoder(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, cfw: str) -> tuple[str, int, int]:
         """Returns name, time and size of the file, so that a changed file is loaded again."""
-        return loading.file_state(loading.vae_path(cfw))
+        return folders.file_state(folders.vae_path(cfw))
 
     @classmethod
     def execute(cls, cfw: str) -> io.NodeOutput:
         """Loads the file."""
-        return io.NodeOutput(load_cfw(loading.vae_path(cfw)))
+        return io.NodeOutput(load_cfw(folders.vae_path(cfw)))

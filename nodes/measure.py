@@ -8,21 +8,24 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..pfstorer_core.comparison import LPIPS, PSNR, SIMILARITY, SSIM, Progress, compare
-from ..pfstorer_core.comparison_sheet import panels, sheet, sheet_notes
-from ..pfstorer_core.degradation import PRESETS, degrade_to_size, resize_bicubic
+from ..pfstorer_core.degradation.exact import ExactDegradation, blur_in_pixels, degrade_exactly
+from ..pfstorer_core.degradation.presets import PRESETS
+from ..pfstorer_core.degradation.second_order import degrade_to_size
 from ..pfstorer_core.errors import PFStorerError
-from ..pfstorer_core.exact_degradation import ExactDegradation, blur_in_pixels, degrade_exactly
-from ..pfstorer_core.host.embeddings import (
+from ..pfstorer_core.host.feedback import show_text
+from ..pfstorer_core.host.images import split_alpha
+from ..pfstorer_core.host.load.folders import file_state
+from ..pfstorer_core.host.measure.judge import (
     AUTOMATIC,
     FACES,
     choose_judge,
     chosen_file,
     embedding_choices,
 )
-from ..pfstorer_core.host.loading import file_state
-from ..pfstorer_core.host.progress import show_text
-from ..pfstorer_core.host.sampling import split_alpha
+from ..pfstorer_core.measures.comparison import Progress, compare
+from ..pfstorer_core.measures.figures import LPIPS, PSNR, SIMILARITY, SSIM
+from ..pfstorer_core.measures.sheet import panels, sheet, sheet_notes
+from ..pfstorer_core.pictures.resizing import resize_bicubic
 
 EXPLICIT = "explicit"
 MAX_SEED = 2**63 - 1

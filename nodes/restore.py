@@ -6,10 +6,11 @@ import comfy.samplers
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..pfstorer_core.host import condition_on_lq, restoration, restore, sampling
-from ..pfstorer_core.host.automatic import gamma_report
-from ..pfstorer_core.host.progress import RestoreReport, show_lines
-from ..pfstorer_core.upscaling import UPSCALINGS
+from ..pfstorer_core.host import condition_on_lq, images, restore
+from ..pfstorer_core.host.feedback import RestoreReport, show_lines
+from ..pfstorer_core.host.patch.chosen_gammas import gamma_report
+from ..pfstorer_core.host.restoring.settings import COLOR_FIXES, STARTS
+from ..pfstorer_core.tiling.upscaling import UPSCALINGS
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 MODEL_TOOLTIP = "MODEL of Load Base Restorer; LoRAs may lie between."
@@ -49,7 +50,7 @@ class ConditionOnLQ(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, vae: Any, image: Tensor) -> io.NodeOutput:
         """Encodes the image."""
-        lq_latent = sampling.encode_lq(model, vae, image)  # (B, C, h, w)
+        lq_latent = images.encode_lq(model, vae, image)  # (B, C, h, w)
         conditioned = condition_on_lq(model, lq_latent, image)
         show_lines(cls.hidden.unique_id, gamma_report(conditioned))
         return io.NodeOutput(conditioned, {"samples": lq_latent})
@@ -140,8 +141,8 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "start",
-                    options=list(restoration.STARTS),
-                    default=restoration.STARTS[0],
+                    options=list(STARTS),
+                    default=STARTS[0],
                     advanced=True,
                     tooltip=(
                         "What the sampler starts from: 'LQ image' keeps colours and layout better, "
@@ -150,8 +151,8 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "color_fix",
-                    options=list(restoration.COLOR_FIXES),
-                    default=restoration.COLOR_FIXES[0],
+                    options=list(COLOR_FIXES),
+                    default=COLOR_FIXES[0],
                     tooltip=(
                         "How the output gets the input's colours: 'wavelet' follows local colour, "
                         "'adain' shifts the picture as a whole."
@@ -282,7 +283,7 @@ class TiledRestore(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         """Restores the images."""
-        size = sampling.target_size(image, scale, longest_side)
+        size = images.target_size(image, scale, longest_side)
         report = RestoreReport(cls.hidden.unique_id)
         restored = restore(model, vae, image, size=size, report=report, **settings)
         return io.NodeOutput(restored, "\n".join(report.lines))

@@ -6,10 +6,11 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..pfstorer_core.adapter import IdentityAdapter
 from ..pfstorer_core.errors import PFStorerError
-from ..pfstorer_core.host import loading, train_identity
-from ..pfstorer_core.host.progress import NodeProgress
+from ..pfstorer_core.host import train_identity
+from ..pfstorer_core.host.feedback import NodeProgress
+from ..pfstorer_core.host.load import folders
+from ..pfstorer_core.identities.adapter import IdentityAdapter
 from ..pfstorer_core.training.identity import PRECISIONS, PRESETS
 from .identity import Identity
 from .lists import paired
@@ -181,7 +182,7 @@ class TrainIdentityAdapter(io.ComfyNode):
         """Trains the adapter, or one for each of a list of other inputs, all on these photos."""
         runs = paired(**inputs)
         for given in runs:  # a name that no file can have is refused as it was typed
-            loading.identity_path(given["name"])
+            folders.identity_path(given["name"])
         adapters, reports = zip(*(cls._train(photos, **given) for given in runs), strict=True)
         return io.NodeOutput(list(adapters), list(reports))
 
@@ -219,8 +220,8 @@ class TrainIdentityAdapter(io.ComfyNode):
             photos,
             config,
             name=name,
-            folder=loading.training_folder(),
-            unfinished=loading.identity_path(f"unfinished/{name}"),
+            folder=folders.training_folder(),
+            unfinished=folders.identity_path(f"unfinished/{name}"),
             on_progress=progress,
             on_warning=progress.warn,
         )

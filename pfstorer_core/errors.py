@@ -1,4 +1,4 @@
-"""The one error class whose text is meant for users."""
+"""The one error class whose text is meant for users, and what other errors say."""
 
 _LONGEST = 1000  # characters; what a damaged file brings along could be of any length
 
@@ -19,3 +19,8 @@ class PFStorerError(ValueError):
             half = _LONGEST // 2
             shown = f"{shown[:half]} ... {shown[-half:]}"
         super().__init__(shown)
+
+
+def first_line(error: BaseException) -> str:
+    """Returns what an error says in its first line, for use within a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -18,11 +18,11 @@ from torch import Tensor
 
 sys.path.append(str(REPO))
 
+from pfstorer_core.drawn.portraits import portrait_set
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.metrics import haarpsi, psnr
-from pfstorer_core.photos import load_photo
-from pfstorer_core.portraits import portrait_set
-from pfstorer_core.similarity import identity_similarity, load_embedding
+from pfstorer_core.measures.metrics import haarpsi, psnr
+from pfstorer_core.measures.similarity import identity_similarity, load_embedding
+from pfstorer_core.pictures.photos import load_photo
 
 WORKFLOW = REPO / "example_workflows" / "api" / "personalized_restore.json"
 KINDS = {

@@ -71,10 +71,10 @@ from evaluation.sampling import (
 )
 from evaluation.tables import LEVELS, Figures, contact_sheet, quality_measures
 
-from pfstorer_core.adapter import IdentityAdapter
-from pfstorer_core.degradation import PRESETS as DEGRADATIONS
-from pfstorer_core.degradation import degrade
+from pfstorer_core.degradation.presets import PRESETS as DEGRADATIONS
+from pfstorer_core.degradation.second_order import degrade
 from pfstorer_core.errors import PFStorerError
+from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.training.identity import PRESETS, IdentityTrainingConfig
 
 DRAWN_PHOTOS, REAL_PHOTOS = 8, 6  # that an adapter is trained on
@@ -251,7 +251,8 @@ class Bench:
     """
 
     def __init__(self, options: argparse.Namespace):
-        from pfstorer_core.host.loading import MINI_RESTORER_PATH, load_base_restorer
+        from pfstorer_core.host.load.folders import MINI_RESTORER_PATH
+        from pfstorer_core.host.load.restorer import load_base_restorer
 
         self.options = options
         files = [options.restorer or MINI_RESTORER_PATH, options.checkpoint]

@@ -59,11 +59,12 @@ from evaluation.tables import (
     write_csv,
 )
 
-from pfstorer_core.degradation import PRESETS, degrade
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.degradation.second_order import degrade
+from pfstorer_core.drawn.portraits import render, sample_identities, sample_views
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.photos import list_photos
-from pfstorer_core.portraits import render, sample_identities, sample_views
-from pfstorer_core.views import ViewConfig
+from pfstorer_core.pictures.photos import list_photos
+from pfstorer_core.pictures.views import ViewConfig
 
 SIZE = 128
 DRAWN = "drawn portraits"
@@ -135,7 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measures every scene and writes the results."""
-    from pfstorer_core.host.loading import MINI_RESTORER_PATH, load_base_restorer
+    from pfstorer_core.host.load.folders import MINI_RESTORER_PATH
+    from pfstorer_core.host.load.restorer import load_base_restorer
 
     networks = [load_recognition(name) for name in options.recognition] if options.photos else []
     finder = FaceFinder() if options.photos else None

@@ -33,10 +33,13 @@ from evaluation.faces import FaceFinder, window_of_face
 from evaluation.people import derive_seed
 from evaluation.tables import interval_text, markdown_table
 
-from pfstorer_core.degradation import PRESETS, degrade, resize_bicubic
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.degradation.second_order import degrade
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.metrics import clustered_interval, haarpsi, psnr
-from pfstorer_core.photos import list_photos
+from pfstorer_core.measures.intervals import clustered_interval
+from pfstorer_core.measures.metrics import haarpsi, psnr
+from pfstorer_core.pictures.photos import list_photos
+from pfstorer_core.pictures.resizing import resize_bicubic
 
 HEIGHTS = (24, 48, 96, 128, 192, 384)  # px
 LEVELS = ("clean", "light", "medium")
@@ -55,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import comfy.utils
 
     from pfstorer_core.host import load_base_restorer, restore
-    from pfstorer_core.host.loading import MINI_RESTORER_PATH
-    from pfstorer_core.host.progress import RestoreReport
+    from pfstorer_core.host.feedback import RestoreReport
+    from pfstorer_core.host.load.folders import MINI_RESTORER_PATH
 
     comfy.utils.set_progress_bar_enabled(False)
     model, _, vae = load_base_restorer(options.restorer or MINI_RESTORER_PATH)

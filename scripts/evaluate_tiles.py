@@ -39,14 +39,17 @@ from evaluation.people import Person, derive_seed
 from evaluation.recognition import load_recognition
 from evaluation.tables import LEVELS, SIMILARITY, contact_sheet, interval_text, markdown_table
 
-from pfstorer_core.adapter import IdentityAdapter
-from pfstorer_core.degradation import PRESETS, degrade, resize_bicubic
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.degradation.second_order import degrade
+from pfstorer_core.drawn.groups import degrade_people, group_photo
+from pfstorer_core.drawn.portraits import portrait_set
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.groups import degrade_people, group_photo
-from pfstorer_core.metrics import clustered_interval, haarpsi, psnr
-from pfstorer_core.portraits import portrait_set
-from pfstorer_core.similarity import IdentityEmbedding, identity_similarity, load_embedding
-from pfstorer_core.tiling import tile_grid
+from pfstorer_core.identities.adapter import IdentityAdapter
+from pfstorer_core.measures.intervals import clustered_interval
+from pfstorer_core.measures.metrics import haarpsi, psnr
+from pfstorer_core.measures.similarity import IdentityEmbedding, identity_similarity, load_embedding
+from pfstorer_core.pictures.resizing import resize_bicubic
+from pfstorer_core.tiling.grid import tile_grid
 
 TRAINED = 128  # pixels: side of the mini restorer's pictures
 FRAME = 160  # pixels: side of the square that a person of a group takes

@@ -33,12 +33,15 @@ from evaluation.people import Person, derive_seed
 from evaluation.recognition import load_recognition
 from evaluation.tables import SIMILARITY, Figures, interval_text, markdown_table
 
-from pfstorer_core.adapter import IdentityAdapter
-from pfstorer_core.automatic_gamma import degradation_level, fine_detail
-from pfstorer_core.degradation import PRESETS, DegradationConfig, StageConfig, degrade
+from pfstorer_core.degradation.config import DegradationConfig, StageConfig
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.degradation.second_order import degrade
+from pfstorer_core.drawn.portraits import portrait_set
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.metrics import clustered_interval, haarpsi, psnr
-from pfstorer_core.portraits import portrait_set
+from pfstorer_core.identities.adapter import IdentityAdapter
+from pfstorer_core.measures.intervals import clustered_interval
+from pfstorer_core.measures.metrics import haarpsi, psnr
+from pfstorer_core.pictures.detail import degradation_level, fine_detail
 
 FIRST_STRANGER = 6_000_000
 PSNR, HAARPSI = "PSNR (dB)", "HaarPSI"
@@ -217,7 +220,8 @@ def _gamma_constants(trial: Trial, figures: Figures, levels: dict[str, list[Tens
         f"The best gamma has the highest {HAARPSI} among those at most {TOLERATED} below the "
         "highest identity similarity; levels are between these people's clean and extreme "
         f"pictures.\n\n{table}\n"
-        "For `pfstorer_core/automatic_gamma.py`:\n\n```\n"
+        "For `pfstorer_core/pictures/detail.py`, then for\n"
+        "`pfstorer_core/identities/automatic_gamma.py`:\n\n```\n"
         f"_CLEAN, _EXTREME = {trial.clean_detail:.1f}, {trial.extreme_detail:.1f}\n"
         f"_LEVELS, _GAMMAS = {_pair(ends)}, {_pair(gammas)}\n```\n"
     )
@@ -225,7 +229,7 @@ def _gamma_constants(trial: Trial, figures: Figures, levels: dict[str, list[Tens
 
 def guard(trial: Trial) -> str:
     """Counts how often the person check warns of the right person and of others."""
-    from pfstorer_core.host import person_check
+    from pfstorer_core.host.restoring import person_check
 
     pictures = {strength: _shown(trial, strength) for strength in trial.strengths}
     used = person_check.SIGMA
@@ -271,8 +275,9 @@ def guard(trial: Trial) -> str:
         f"above one of somebody else.\n\n{markdown_table(names, now)}\n"
         "AUC by the sigma of the noise:\n\n"
         f"{markdown_table(['sigma', *trial.strengths], by_sigma)}\n"
-        f"For `pfstorer_core/host/person_check.py`, with the levels of `_CLEAN, _EXTREME = "
-        f"{trial.clean_detail:.1f}, {trial.extreme_detail:.1f}`:\n\n```\nSIGMA = {best:g}\n"
+        "For `pfstorer_core/host/restoring/person_check.py`, with the levels of "
+        f"`_CLEAN, _EXTREME = {trial.clean_detail:.1f}, {trial.extreme_detail:.1f}`:\n\n"
+        f"```\nSIGMA = {best:g}\n"
         f"_LEVELS, _LIMITS = {_pair(between)}, {_pair(ends)}\n```\n\n"
         f"What they give on these pictures, from which they were taken:\n\n"
         f"{markdown_table(names, then)}\n"
@@ -324,7 +329,7 @@ def _shown(trial: Trial, strength: str) -> Tensor:
 def _scores(trial: Trial, pictures: Tensor, sigma: float) -> Tensor:
     """Returns the scores (3, P, M) of the person check for what `_shown` gives."""
     from pfstorer_core.host import apply_identity
-    from pfstorer_core.host.person_check import check_persons
+    from pfstorer_core.host.restoring.person_check import check_persons
 
     found = []
     for k, person in enumerate(trial.people):

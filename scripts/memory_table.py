@@ -142,12 +142,13 @@ def networks(
     dtype: torch.dtype, device: str, trained: bool, shape: dict[str, Any] = UNET
 ) -> Networks:
     """Builds the networks with random or fake weights; a trained adapter is float32."""
-    from pfstorer_core.adapter import AdapterInfo, IdentityAdapter
-    from pfstorer_core.encoder import EncoderConfig
-    from pfstorer_core.host.bundled import build_unet
+    from pfstorer_core.host.load.unet import build_unet
     from pfstorer_core.host.sites import find_identity_sites, find_sft_sites
-    from pfstorer_core.personalization import PersonalizationConfig
-    from pfstorer_core.restorer import BaseRestorer, RestorerInfo
+    from pfstorer_core.identities.adapter import AdapterInfo, IdentityAdapter
+    from pfstorer_core.identities.config import PersonalizationConfig
+    from pfstorer_core.restorers.base import BaseRestorer
+    from pfstorer_core.restorers.info import RestorerInfo
+    from pfstorer_core.restorers.stablesr.encoder import EncoderConfig
 
     place: dict[str, Any] = {"dtype": dtype, "device": device}
     unet = build_unet(shape, **place)
@@ -214,8 +215,9 @@ def unet_pass(
     from comfy.ldm.modules.attention import SpatialTransformer
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
-    from pfstorer_core.host.identities import AppliedIdentity
-    from pfstorer_core.host.patches import restorer_options, run_res_block, run_transformer
+    from pfstorer_core.host.patch.applied import AppliedIdentity
+    from pfstorer_core.host.patch.bare_unet import restorer_options
+    from pfstorer_core.host.patch.handlers import run_res_block, run_transformer
     from pfstorer_core.host.sites import PATCH
 
     dtype = next(nets.unet.parameters()).dtype

@@ -22,8 +22,9 @@ sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` see
 from illustrations.photo import SIDE, astronaut, portrait, small_copy
 from illustrations.sheets import save, sheet
 
-from pfstorer_core.degradation import PRESETS, resize_bicubic
-from pfstorer_core.upscaling import UPSCALINGS
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.pictures.resizing import resize_bicubic
+from pfstorer_core.tiling.upscaling import UPSCALINGS
 
 CELL, WIDEST, LARGEST_FILE = 300, 1000, 150_000  # px, px, bytes
 
@@ -49,7 +50,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     use_comfyui()
     from pfstorer_core.host import load_base_restorer, restore
-    from pfstorer_core.host.loading import MINI_RESTORER_PATH
+    from pfstorer_core.host.load.folders import MINI_RESTORER_PATH
 
     model, _, vae = load_base_restorer(MINI_RESTORER_PATH)
     lq = small_copy(options.level, options.seed)  # (3, h, w)

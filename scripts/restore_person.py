@@ -26,11 +26,11 @@ from torchvision.utils import save_image
 
 sys.path.append(str(REPO))
 
-from pfstorer_core.comparison import compare
-from pfstorer_core.comparison_sheet import sheet
-from pfstorer_core.degradation import resize_bicubic
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.photos import load_photo
+from pfstorer_core.measures.comparison import compare
+from pfstorer_core.measures.sheet import sheet
+from pfstorer_core.pictures.photos import load_photo
+from pfstorer_core.pictures.resizing import resize_bicubic
 
 TEMPLATE = REPO / "example_workflows" / "api" / "personalized_restore.json"
 PHOTOS, PICTURE = "photos", "picture.png"  # in ComfyUI's input folder

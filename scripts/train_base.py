@@ -61,10 +61,10 @@ def main() -> None:
     use_comfyui()
     import comfy.sd
 
-    from pfstorer_core.degradation import PRESETS
-    from pfstorer_core.host.base_training import train_base_restorer
-    from pfstorer_core.photos import list_photos
-    from pfstorer_core.restorer import save
+    from pfstorer_core.degradation.presets import PRESETS
+    from pfstorer_core.host.train.base import train_base_restorer
+    from pfstorer_core.pictures.photos import list_photos
+    from pfstorer_core.restorers.files import save
     from pfstorer_core.training.base import BaseTrainingConfig
     from pfstorer_core.training.loop import LoopConfig
     from pfstorer_core.training.photo_views import PhotoViews

@@ -20,11 +20,12 @@ from torch import Tensor
 
 sys.path.append(str(REPO))  # this needs no ComfyUI
 
-from pfstorer_core.degradation import PRESETS, degrade
-from pfstorer_core.embedding import EmbeddingConfig, EmbeddingNetwork
-from pfstorer_core.painting import draw
-from pfstorer_core.portraits import render, sample_identities, sample_views
-from pfstorer_core.similarity import (
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.degradation.second_order import degrade
+from pfstorer_core.drawn.painting import draw
+from pfstorer_core.drawn.portraits import render, sample_identities, sample_views
+from pfstorer_core.measures.embedding import EmbeddingConfig, EmbeddingNetwork
+from pfstorer_core.measures.similarity import (
     MINI_EMBEDDING_PATH,
     NetworkEmbedding,
     load_embedding,

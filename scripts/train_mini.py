@@ -31,14 +31,15 @@ from torchvision.utils import make_grid
 
 sys.path.append(str(REPO))  # the worker processes import this file without `main`
 
-from pfstorer_core.autoencoder import AutoencoderConfig, PatchAutoencoder
-from pfstorer_core.degradation import PRESETS, degrade
-from pfstorer_core.encoder import EncoderConfig
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.degradation.second_order import degrade
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.files import write_safetensors
-from pfstorer_core.metrics import psnr
-from pfstorer_core.photos import Photo, list_photos
-from pfstorer_core.restorer import BaseRestorer, load, save
+from pfstorer_core.measures.metrics import psnr
+from pfstorer_core.pictures.photos import Photo, list_photos
+from pfstorer_core.restorers.autoencoder import AutoencoderConfig, PatchAutoencoder
+from pfstorer_core.restorers.base import BaseRestorer
+from pfstorer_core.restorers.files import load, save
+from pfstorer_core.restorers.stablesr.encoder import EncoderConfig
 from pfstorer_core.training.autoencoder import (
     UNSEEN,
     Decoding,
@@ -47,19 +48,16 @@ from pfstorer_core.training.autoencoder import (
     decoder_objective,
     random_portraits,
 )
-from pfstorer_core.training.base import (
-    BaseTrainingConfig,
-    restoration_objective,
-    restore_latents,
-)
+from pfstorer_core.training.base import BaseTrainingConfig, restoration_objective, restore_latents
 from pfstorer_core.training.feed import PairFeed, Part
 from pfstorer_core.training.loop import LoopConfig, Objective, Sampler, fit
 from pfstorer_core.training.losses import noise_schedule
 from pfstorer_core.training.photo_views import PhotoViews
 from pfstorer_core.training.pool import Encode
+from pfstorer_core.weights.writing import write_safetensors
 
 if TYPE_CHECKING:
-    from pfstorer_core.host.network import HostNetwork
+    from pfstorer_core.host.train.network import HostNetwork
 
 SIZE = 128
 AUTOENCODER = AutoencoderConfig(
@@ -318,9 +316,10 @@ def export(options: argparse.Namespace) -> None:
 
 def build_network(options: argparse.Namespace) -> HostNetwork:
     """The UNet with its restorer, untrained or with the weights of `--start`."""
-    from pfstorer_core.host.bundled import UNET_PREFIX, build_unet
-    from pfstorer_core.host.network import HostNetwork
+    from pfstorer_core.host.load.unet import build_unet
     from pfstorer_core.host.sites import find_sft_sites
+    from pfstorer_core.host.train.network import HostNetwork
+    from pfstorer_core.restorers.stablesr.layouts import UNET_PREFIX
 
     torch.manual_seed(options.seed)
     unet = build_unet(UNET)

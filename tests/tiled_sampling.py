@@ -9,7 +9,8 @@ from comfy.patcher_extension import WrappersMP
 from tiny_models import prompt
 from torch import Tensor
 
-from pfstorer_core.host.tiles import TiledSteps, TileLayout, set_tiles
+from pfstorer_core.host.tiles.layout import TileLayout
+from pfstorer_core.host.tiles.steps import TiledSteps, set_tiles
 
 KEY = "test"
 

@@ -9,15 +9,15 @@ import torch
 from golden_weights import Goldens, fill
 from torch import Tensor, nn
 
-from pfstorer_core import restorer as restorer_files
-from pfstorer_core.adapter import AdapterInfo, IdentityAdapter
-from pfstorer_core.autoencoder import AutoencoderConfig, PatchAutoencoder
-from pfstorer_core.encoder import EncoderConfig
-from pfstorer_core.host import bundled
-from pfstorer_core.host.loading import restoration
+from pfstorer_core.host.attachment import loaded_base
+from pfstorer_core.host.load.unet import build_unet
 from pfstorer_core.host.sites import find_identity_sites, find_sft_sites
-from pfstorer_core.personalization import PersonalizationConfig
-from pfstorer_core.restorer import BaseRestorer
+from pfstorer_core.identities.adapter import AdapterInfo, IdentityAdapter
+from pfstorer_core.identities.config import PersonalizationConfig
+from pfstorer_core.restorers import files as restorer_files
+from pfstorer_core.restorers.autoencoder import AutoencoderConfig, PatchAutoencoder
+from pfstorer_core.restorers.base import BaseRestorer
+from pfstorer_core.restorers.stablesr.encoder import EncoderConfig
 
 UNET_PREFIX = "model.diffusion_model."
 SCHEDULE = {"beta_schedule": "linear", "linear_start": 0.00085, "linear_end": 0.012}
@@ -73,10 +73,15 @@ def random_restorer(
     return restorer
 
 
+def tiny_unet(**changes: Any) -> Any:
+    """Returns a fresh UNet of the tiny model, with changes of its settings."""
+    return build_unet({**UNET, **changes})
+
+
 def write_bundled(path: Path, prediction_type: str = "v_prediction") -> Path:
     """Writes a bundled restorer of random weights, in the layout of the mini restorer."""
     torch.manual_seed(0)
-    unet = bundled.build_unet(copy.deepcopy(UNET))
+    unet = build_unet(copy.deepcopy(UNET))
     randomise(unet)
     autoencoder = PatchAutoencoder(AUTOENCODER)
     restorer = random_restorer(unet, prediction_type=prediction_type)
@@ -176,7 +181,7 @@ def untrained_adapter(
     model: Any, name: str = "Ada", config: PersonalizationConfig | None = None
 ) -> IdentityAdapter:
     """Returns a fresh adapter for a restorer's MODEL."""
-    base = restoration(model).info
+    base = loaded_base(model).info
     info = AdapterInfo(
         name=name,
         base_name=base.name,

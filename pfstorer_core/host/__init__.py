@@ -1,11 +1,11 @@
 """The only part that imports ComfyUI: loading, patching and sampling in the host."""
 
-from .cfw import load_cfw
-from .identity import apply_identity
-from .identity_training import train_identity
-from .loading import load_base_restorer
-from .restoration import restore
-from .sampling import condition_on_lq
+from .load.cfw import load_cfw
+from .load.restorer import load_base_restorer
+from .patch.apply_identity import apply_identity
+from .patch.condition_on_lq import condition_on_lq
+from .restoring.restore import restore
+from .train.identity import train_identity
 
 __all__ = [
     "apply_identity",

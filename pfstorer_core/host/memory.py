@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import comfy.model_management as mm
 
 from ..errors import PFStorerError
-from ..memory import lacks_memory
+from ..lack_of_memory import lacks_memory
 
 logger = logging.getLogger(__name__)
 

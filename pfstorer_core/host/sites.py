@@ -14,9 +14,10 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import (
 )
 from torch import Tensor, nn
 
-from ..adapter import IdentityAdapter
 from ..errors import PFStorerError
-from ..restorer import BaseRestorer, RestorerInfo
+from ..identities.adapter import IdentityAdapter
+from ..restorers.base import BaseRestorer
+from ..restorers.info import RestorerInfo
 
 PATCH = "forward_timestep_embed_patch"
 BLOCK_LAYERS = (ResBlock, SpatialTransformer)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..autoencoder import PatchAutoencoder
-from ..painting import draw
-from ..portraits import sample_identities, sample_views
+from ..drawn.painting import draw
+from ..drawn.portraits import sample_identities, sample_views
+from ..restorers.autoencoder import PatchAutoencoder
 from .base import RestorerNetwork, restore_latents
 from .loop import Objective, on_device
 from .losses import predicted_latent, stratified_timesteps

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..degradation import PRESETS
-from ..painting import draw
-from ..portraits import sample_identities, sample_views
+from ..degradation.presets import PRESETS
+from ..drawn.painting import draw
+from ..drawn.portraits import sample_identities, sample_views
 from .loop import Objective
 from .pool import WeightedDegradations, degrade_mixed
 

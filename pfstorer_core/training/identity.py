@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..degradation import PRESETS as DEGRADATIONS
+from ..degradation.presets import PRESETS as DEGRADATIONS
 from ..errors import PFStorerError
-from ..personalization import PersonalizationConfig
-from ..views import ViewConfig, random_view
+from ..identities.config import PersonalizationConfig
+from ..pictures.views import ViewConfig, random_view
 from .loop import LoopConfig, Objective
 from .losses import diffusion_loss, diffusion_target, stratified_timesteps
 from .pool import Encode, LatentPool, degrade_mixed

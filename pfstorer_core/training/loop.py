@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from ..errors import PFStorerError
 from .capture import Captured
+from .devices import make_accelerator, own_accelerate_state
 from .optimizers import Optimizers
 from .state import TrainedWeights, load_state, locked, save_state
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from diffusers.training_utils import EMAModel
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def fit(
     """
     # of several processes that train together, the first writes
     writes = int(os.environ.get("RANK", "0")) == 0
-    with _own_accelerate_state(), locked(folder) if writes else contextlib.nullcontext():
+    with own_accelerate_state(), locked(folder) if writes else contextlib.nullcontext():
         return _fit(
             model,
             objective,
@@ -159,47 +159,6 @@ def fit(
             log_to_files,
             on_warning or (lambda sentence: None),
         )
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Finds out whether a device trains in a precision ("no", "bf16" or "fp16").
-
-    Raises:
-        PFStorerError: it does not.
-    """
-    with _own_accelerate_state():
-        _accelerator(device, mixed_precision=precision)
-
-
-def _accelerator(device: torch.device | None, **settings: Any) -> Accelerator:
-    from accelerate import Accelerator
-    from accelerate.utils import patch_environment
-
-    # accelerate else takes the first device that it knows
-    chosen = {} if device is None else {"ACCELERATE_TORCH_DEVICE": str(device)}
-    try:
-        with patch_environment(**chosen):
-            return Accelerator(cpu=device is not None and device.type == "cpu", **settings)
-    except ValueError as error:
-        raise PFStorerError(
-            f"This device ({device or 'the default'}) does not train in the precision "
-            f"'{settings['mixed_precision']}': {error} Choose the precision 'no' (float32)."
-        ) from error
-
-
-@contextlib.contextmanager
-def _own_accelerate_state() -> Iterator[None]:
-    # accelerate keeps its settings per process; a host trains again with others
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    was_there = bool(AcceleratorState._shared_state), bool(PartialState._shared_state)
-    try:
-        yield
-    finally:
-        alone = PartialState._shared_state.get("num_processes", 1) == 1
-        if alone and not was_there[0]:
-            AcceleratorState._reset_state(reset_partial_state=not was_there[1])
-            GradientState._reset_state()
 
 
 def _fit(
@@ -220,7 +179,7 @@ def _fit(
     from torchvision.utils import save_image
 
     start_time = time.monotonic()
-    accelerator = _accelerator(
+    accelerator = make_accelerator(
         device,
         mixed_precision=config.mixed_precision,
         log_with="tensorboard" if log_to_files else None,

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 from ..errors import PFStorerError
-from ..photos import Photo
-from ..views import ViewConfig, random_view
+from ..pictures.photos import Photo
+from ..pictures.views import ViewConfig, random_view
 from .autoencoder import random_portraits
 
 _VIEW = ViewConfig(

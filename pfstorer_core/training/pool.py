@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..degradation import DegradationConfig, degrade
+from ..degradation.config import DegradationConfig
+from ..degradation.second_order import degrade
 from ..errors import PFStorerError
 
 # (B, 3, H, W) in [0, 1] -> (B, C, h, w), scaled like diffusion latents

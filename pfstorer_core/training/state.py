@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from ..errors import PFStorerError
-from ..files import first_line, write_whole
-from ..memory import lacks_memory
+from ..errors import PFStorerError, first_line
+from ..lack_of_memory import lacks_memory
+from ..weights.writing import write_whole
 
 
 class TrainedWeights:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfstorer_core.adapter import IdentityAdapter
+from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.training.identity import IdentityTrainingConfig
 
 logger = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfstorer_core.degradation import resize_bicubic
 from pfstorer_core.errors import PFStorerError
+from pfstorer_core.pictures.resizing import resize_bicubic
 
 SHORT_SIDE = 256  # px; smaller pictures are scaled up before anything is looked for
-# Points of the 300-W annotation whose mean is each of `pfstorer_core.face_crops.POINTS`: both eyes,
-# tip of the nose, corners of the mouth
+# Points of the 300-W annotation whose mean is each of `face_crops.POINTS`: both eyes, tip of the
+# nose, corners of the mouth
 _FIVE = (range(36, 42), range(42, 48), (30,), (48,), (54,))
 _BROWS, _CHIN = range(17, 27), 8
 # By the rule of thirds the brows lie a third of the way down from the hairline to the chin.

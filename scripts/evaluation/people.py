@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import center_crop
 
-from pfstorer_core.degradation import resize_bicubic
+from pfstorer_core.drawn.portraits import portrait_set
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.photos import Photo, list_photos
-from pfstorer_core.portraits import portrait_set
+from pfstorer_core.pictures.photos import Photo, list_photos
+from pfstorer_core.pictures.resizing import resize_bicubic
 
 FIRST_IDENTITY = 5_000_000  # far above every number that a training draws
 

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfstorer_core.degradation import resize_bicubic
-from pfstorer_core.errors import PFStorerError
-from pfstorer_core.face_crops import SIDE, aligned_face
-from pfstorer_core.files import first_line
-from pfstorer_core.similarity import IdentityEmbedding, load_embedding
+from pfstorer_core.errors import PFStorerError, first_line
+from pfstorer_core.measures.face_crops import SIDE, aligned_face
+from pfstorer_core.measures.similarity import IdentityEmbedding, load_embedding
+from pfstorer_core.pictures.resizing import resize_bicubic
 
 from .faces import Face, dlib_model, dlib_pixels, import_dlib
 

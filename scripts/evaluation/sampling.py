@@ -21,7 +21,7 @@ def add_sampling_options(parser: argparse.ArgumentParser, color_fix: str) -> Non
 
 
 def sampling_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns fields of `host.restoration.RestoreSettings`."""
+    """Returns fields of `host.restoring.settings.RestoreSettings`."""
     return {
         "sampler_name": options.sampler,
         "scheduler": options.scheduler,

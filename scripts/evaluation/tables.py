@@ -12,8 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from pfstorer_core import metrics
-from pfstorer_core.degradation import resize_bicubic
+from pfstorer_core.measures import metrics
+from pfstorer_core.measures.intervals import clustered_interval
+from pfstorer_core.pictures.resizing import resize_bicubic
 
 LEVELS = ("light", "medium", "extreme")
 SIMILARITY = "identity similarity"  # to other clean pictures of the person
@@ -83,12 +84,12 @@ class Figures:
     def mean(self, level: str, kind: str, measure: str) -> Interval | None:
         """Returns a measure's mean and interval over people; None where it was not measured."""
         values = self.values(level, kind, measure)
-        return None if bool(values.isnan().any()) else metrics.clustered_interval(values)
+        return None if bool(values.isnan().any()) else clustered_interval(values)
 
     def difference(self, level: str, kind: str, other: str, measure: str) -> Interval:
         """Returns the paired difference `kind` - `other` and its interval over people."""
         pair = [self.values(level, name, measure) for name in (kind, other)]
-        return metrics.clustered_interval(torch.stack(pair, -1), lambda m: m[..., 0] - m[..., 1])
+        return clustered_interval(torch.stack(pair, -1), lambda m: m[..., 0] - m[..., 1])
 
     def better(self, level: str, kind: str, other: str, measure: str) -> str:
         """Returns in how many pictures `kind` is higher than `other`, as "n of m"."""
@@ -105,7 +106,7 @@ class Figures:
         It is the ratio of means (kind - base) / (clean - base), its interval over people.
         """
         triple = [self.values(level, name, measure) for name in (kind, "base", "clean")]
-        return metrics.clustered_interval(
+        return clustered_interval(
             torch.stack(triple, -1), lambda m: (m[..., 0] - m[..., 1]) / (m[..., 2] - m[..., 1])
         )
 

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from comfyui_client import TEXT_EVENT, Client, Server, ServerError
 
-from pfstorer_core.adapter import IdentityAdapter
 from pfstorer_core.errors import PFStorerError
+from pfstorer_core.identities.adapter import IdentityAdapter
 
 from . import served, writers
 from .report import Outcome, Settings, Tally

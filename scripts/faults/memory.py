@@ -58,7 +58,7 @@ def run(settings: Settings) -> list[Outcome]:
 def _stages(loaded: Any, cfw: Any) -> dict[str, tuple[Callable[[nn.Module], bool], Call]]:
     """Where memory can run out in a restoration, and what to do for it."""
     from pfstorer_core import host
-    from pfstorer_core.host.sampling import encode_lq, encode_references
+    from pfstorer_core.host.images import encode_lq, encode_references
 
     from .small import photos, restored
 
@@ -123,7 +123,7 @@ def _once(loaded: Any, cfw: Any, before: Tensor, quick: bool) -> Outcome:
 
 def _trainings(loaded: Any, before: Tensor, settings: Settings) -> Outcome:
     """Memory that runs out in a training: it can go on to the same end."""
-    from pfstorer_core.personalization import PersonalizationBlock
+    from pfstorer_core.identities.block import PersonalizationBlock
 
     from .small import hooked, same, train
 

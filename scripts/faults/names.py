@@ -105,8 +105,8 @@ def run(settings: Settings) -> list[Outcome]:
 
 def _saving(settings: Settings) -> Outcome:
     """Names of adapters to save, and of people to train."""
-    from pfstorer_core.adapter import IdentityAdapter
-    from pfstorer_core.host import loading
+    from pfstorer_core.host.load import folders
+    from pfstorer_core.identities.adapter import IdentityAdapter
 
     tally = Tally(
         "Hostile names: adapters and people",
@@ -122,10 +122,10 @@ def _saving(settings: Settings) -> Outcome:
                 before_root = _tree(root, None)
 
                 def save(given: str = given, prefix: str = prefix) -> None:
-                    path = loading.identity_path(prefix + given, free=True)
+                    path = folders.identity_path(prefix + given, free=True)
                     adapter.save(path)
-                    listed = loading.identity_name(path)
-                    if IdentityAdapter.load(loading.find_identity(listed)).info != adapter.info:
+                    listed = folders.identity_name(path)
+                    if IdentityAdapter.load(folders.find_identity(listed)).info != adapter.info:
                         raise ValueError("another adapter was read")
 
                 failure = _refused(save, must=name in LEAVING)
@@ -140,14 +140,14 @@ def _saving(settings: Settings) -> Outcome:
 
 def _reading(settings: Settings) -> Outcome:
     """Names of files to read."""
-    from pfstorer_core.host import loading
+    from pfstorer_core.host.load import folders
 
     find = (
-        loading.find_identity,
-        loading.restorer_path,
-        loading.checkpoint_path,
-        loading.vae_path,
-        loading.embedding_path,
+        folders.find_identity,
+        folders.restorer_path,
+        folders.checkpoint_path,
+        folders.vae_path,
+        folders.embedding_path,
     )
     tally = Tally("Hostile names: files to read", "Nothing outside the folder is found")
     with _models(settings.workspace / "reading") as base:
@@ -161,8 +161,8 @@ def _reading(settings: Settings) -> Outcome:
 
 def _links(settings: Settings) -> Outcome:
     """Links: folders of models and files in them often are some."""
-    from pfstorer_core.adapter import IdentityAdapter
-    from pfstorer_core.host import loading
+    from pfstorer_core.host.load import folders
+    from pfstorer_core.identities.adapter import IdentityAdapter
 
     tally = Tally(
         "Links in the models folder",
@@ -183,15 +183,15 @@ def _links(settings: Settings) -> Outcome:
         (moved / "up").symlink_to(base, target_is_directory=True)
         before = _tree(away, None)
 
-        adapter.save(loading.identity_path("new"))
+        adapter.save(folders.identity_path("new"))
         tally.add(None if (moved / "new.safetensors").is_file() else "not saved in a linked folder")
         for name in ("new", "linked", "away/theirs"):
-            info = IdentityAdapter.load(loading.find_identity(f"{name}.safetensors")).info
+            info = IdentityAdapter.load(folders.find_identity(f"{name}.safetensors")).info
             tally.add(None if info == adapter.info else f"{name} cannot be read")
         for name in ("away/new", "away/theirs", "up/new", "loop/new", "away/deeper/new"):
-            failure = _refused(lambda name=name: adapter.save(loading.identity_path(name)), True)
+            failure = _refused(lambda name=name: adapter.save(folders.identity_path(name)), True)
             tally.add(failure and f"{name}: {failure}")
-        adapter.save(loading.identity_path("linked"))
+        adapter.save(folders.identity_path("linked"))
         replaced = (moved / "linked.safetensors").is_symlink()
         tally.add("a linked file was written through" if replaced else None)
         tally.add(None if _tree(away, None) == before else "something was written outside")

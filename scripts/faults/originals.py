@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pfstorer_core import restorer as restorer_files
-from pfstorer_core.adapter import AdapterInfo, IdentityAdapter
-from pfstorer_core.autoencoder import AutoencoderConfig, PatchAutoencoder
-from pfstorer_core.embedding import EmbeddingConfig, EmbeddingNetwork
-from pfstorer_core.encoder import EncoderConfig
-from pfstorer_core.fusion import FusionBlock
-from pfstorer_core.personalization import PersonalizationConfig
-from pfstorer_core.similarity import NetworkEmbedding, load_embedding, save_embedding
+from pfstorer_core.identities.adapter import AdapterInfo, IdentityAdapter
+from pfstorer_core.identities.config import PersonalizationConfig
+from pfstorer_core.measures.embedding import EmbeddingConfig, EmbeddingNetwork
+from pfstorer_core.measures.similarity import NetworkEmbedding, load_embedding, save_embedding
+from pfstorer_core.restorers import files as restorer_files
+from pfstorer_core.restorers.autoencoder import AutoencoderConfig, PatchAutoencoder
+from pfstorer_core.restorers.stablesr.encoder import EncoderConfig
+from pfstorer_core.restorers.stablesr.fusion import FusionBlock
 
 UNET: dict[str, Any] = {
     "image_size": 32,
@@ -126,7 +126,7 @@ def _adapter() -> IdentityAdapter:
 
 
 def _restorer() -> restorer_files.BaseRestorer:
-    from pfstorer_core.host.bundled import build_unet
+    from pfstorer_core.host.load.unet import build_unet
     from pfstorer_core.host.sites import find_sft_sites
 
     unet = _randomised(build_unet(copy.deepcopy(UNET)))

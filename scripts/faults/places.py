@@ -175,8 +175,9 @@ def save_cases(place: Place, rounds: int, choose: random.Random) -> None:
 
 def write_restorer(path: Path) -> None:
     """Writes a small restorer, for which ComfyUI is not needed."""
-    from pfstorer_core.encoder import EncoderConfig
-    from pfstorer_core.restorer import BaseRestorer, save
+    from pfstorer_core.restorers.base import BaseRestorer
+    from pfstorer_core.restorers.files import save
+    from pfstorer_core.restorers.stablesr.encoder import EncoderConfig
 
     torch.manual_seed(0)
     sites = {"input_blocks.1.0": 32, "output_blocks.1.0": 64}

@@ -17,8 +17,8 @@ from setup_host import REPO, find_comfyui
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from pfstorer_core.adapter import IdentityAdapter
-from pfstorer_core.portraits import portrait_set
+from pfstorer_core.drawn.portraits import portrait_set
+from pfstorer_core.identities.adapter import IdentityAdapter
 
 API = REPO / "example_workflows" / "api"
 LOADER, TRAIN, SAVE = "1", "3", "4"  # of the training's template

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from pfstorer_core import host
-from pfstorer_core.adapter import IdentityAdapter
-from pfstorer_core.host.identity_training import TrainingProgress
-from pfstorer_core.portraits import portrait_set
+from pfstorer_core.drawn.portraits import portrait_set
+from pfstorer_core.host.train.progress import TrainingProgress
+from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.training.identity import IdentityTrainingConfig
 
 from .originals import write_original

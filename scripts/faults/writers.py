@@ -22,8 +22,9 @@ import torch
 sys.path.append(str(Path(__file__).absolute().parents[2]))
 
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.files import read_weights, write_safetensors
 from pfstorer_core.training.state import load_state, save_state
+from pfstorer_core.weights.reading import read_weights
+from pfstorer_core.weights.writing import write_safetensors
 
 SHAPE = 256, 1024  # of the one tensor, 1 MiB: about as much as an adapter of the mini restorer
 OLD = 0.0  # what the file holds before anything is killed

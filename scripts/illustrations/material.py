@@ -6,10 +6,12 @@ import torch
 from evaluate import FULL, VARIANTS
 from torch import Tensor
 
-from pfstorer_core.degradation import PRESETS, degrade, resize_bicubic
-from pfstorer_core.exact_degradation import ExactDegradation, degrade_exactly
-from pfstorer_core.groups import album_page, degrade_people, group_photo
-from pfstorer_core.portraits import portrait_set
+from pfstorer_core.degradation.exact import ExactDegradation, degrade_exactly
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.degradation.second_order import degrade
+from pfstorer_core.drawn.groups import album_page, degrade_people, group_photo
+from pfstorer_core.drawn.portraits import portrait_set
+from pfstorer_core.pictures.resizing import resize_bicubic
 
 from .photo import astronaut, portrait
 from .sheets import Cell, Rows

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from pfstorer_core.degradation import PRESETS, degrade_to_size, resize_bicubic
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.degradation.second_order import degrade_to_size
+from pfstorer_core.pictures.resizing import resize_bicubic
 
 SIDE = 512  # px of the photo
 PORTRAIT = (
@@ -26,7 +28,7 @@ def small_copy(level: str, seed: int) -> Tensor:
     """Returns the whole photo as somebody might own it.
 
     Args:
-        level: key of `degradation.PRESETS`. Her head is spoilt as much as that of a portrait, as by
+        level: key of `presets.PRESETS`. Her head is spoilt as much as that of a portrait, as by
             `groups.degrade_people`.
         seed: of the degradation.
 

@@ -6,12 +6,13 @@ import torch
 from evaluation.people import derive_seed
 from torch import Tensor
 
-from pfstorer_core import comparison_sheet
-from pfstorer_core.comparison import compare
-from pfstorer_core.degradation import PRESETS, resize_bicubic
-from pfstorer_core.groups import degrade_people, group_photo
-from pfstorer_core.portraits import portrait_set
-from pfstorer_core.similarity import load_embedding
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.drawn.groups import degrade_people, group_photo
+from pfstorer_core.drawn.portraits import portrait_set
+from pfstorer_core.measures.comparison import compare
+from pfstorer_core.measures.sheet import sheet
+from pfstorer_core.measures.similarity import load_embedding
+from pfstorer_core.pictures.resizing import resize_bicubic
 
 from .sheets import Cell, Rows
 from .studio import DARK_GLASSES, NO_GLASSES, PHOTO, ROUND_GLASSES, SIZE, Studio, compared
@@ -204,5 +205,5 @@ def comparison(studio: Studio) -> tuple[Rows, int]:
         base=[studio.restore(studio.base, picture) for picture in lq],
         embedding=load_embedding(),
     )
-    page = comparison_sheet.sheet(compared)
+    page = sheet(compared)
     return [[("", page)]], page.shape[1] * 4 // 5

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from pfstorer_core.degradation import resize_bicubic
+from pfstorer_core.pictures.resizing import resize_bicubic
 
 LARGEST_FILE = 60_000  # bytes
 FONT_SIZE, GAP, WIDEST = 22, 8, 560  # pixels

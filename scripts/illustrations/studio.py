@@ -11,8 +11,9 @@ from evaluate import FULL, VARIANTS, Bench, gather_people, parse_options
 from evaluation.people import Person, derive_seed
 from torch import Tensor
 
-from pfstorer_core.degradation import PRESETS, degrade
-from pfstorer_core.groups import GroupPhoto, degrade_people, group_photo
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.degradation.second_order import degrade
+from pfstorer_core.drawn.groups import GroupPhoto, degrade_people, group_photo
 
 from .photo import astronaut, portrait
 from .sheets import Cell, Rows

@@ -13,8 +13,9 @@ from blind_test import make_page, parse, tally_votes
 from playwright.sync_api import Browser, Page, Request
 from torchvision.utils import save_image
 
-from pfstorer_core.degradation import PRESETS, degrade
-from pfstorer_core.portraits import portrait_set
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.degradation.second_order import degrade
+from pfstorer_core.drawn.portraits import portrait_set
 
 LIKED = "<b>sharp"
 SHOWN = """() => [...document.images].filter(i => i.offsetParent)

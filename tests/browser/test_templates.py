@@ -6,8 +6,9 @@ from comfyui_client import REPO
 from comfyui_frontend import Frontend
 from torchvision.transforms.functional import to_pil_image
 
-from pfstorer_core.degradation import PRESETS, degrade
-from pfstorer_core.portraits import portrait_set
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.degradation.second_order import degrade
+from pfstorer_core.drawn.portraits import portrait_set
 
 TEMPLATES = sorted(path.stem for path in (REPO / "example_workflows").glob("*.json"))
 TRAINING = ["group_photo", "personalized_restore", "train_identity"]

@@ -19,9 +19,9 @@ from torch import nn
 
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host import vae_tiles
 from pfstorer_core.host.memory import is_out_of_memory, lack_of_memory_told
-from pfstorer_core.host.tiles import TileLayout
+from pfstorer_core.host.tiles.layout import TileLayout
+from pfstorer_core.host.tiles.vae import decode, encode
 
 SIZE = (16, 24)
 SHAPE = (1, 4, *SIZE)
@@ -163,10 +163,10 @@ class TestVAE:
 
     def test_encoding_goes_on_with_smaller_tiles(self, loaded, caplog) -> None:
         vae, pixels = loaded[2], image(self.PIXELS).movedim(-1, 1)
-        whole = vae_tiles.encode(vae, pixels, self.PIXELS)
+        whole = encode(vae, pixels, self.PIXELS)
         limit_layer(vae.first_stage_model.encoder.stem, 40 * 40)
         with caplog.at_level(logging.WARNING, "pfstorer_core"):
-            out = vae_tiles.encode(vae, pixels, self.PIXELS)
+            out = encode(vae, pixels, self.PIXELS)
         assert self.lines(caplog) == [
             "Out of memory in the VAE; going on with tiles of 40 latent pixels"
         ]
@@ -174,10 +174,10 @@ class TestVAE:
 
     def test_decoding_goes_on_with_smaller_tiles(self, loaded, caplog) -> None:
         vae, samples = loaded[2], latents(1, (40, 80))
-        whole = vae_tiles.decode(vae, samples)
+        whole = decode(vae, samples)
         limit_layer(vae.first_stage_model.decoder.stem, 40 * 40)
         with caplog.at_level(logging.WARNING, "pfstorer_core"):
-            out = vae_tiles.decode(vae, samples)
+            out = decode(vae, samples)
         assert len(self.lines(caplog)) == 1
         assert 0 < relative_l2(out, whole) < 0.05
 
@@ -187,7 +187,7 @@ class TestVAE:
         with pytest.raises(
             PFStorerError, match=r"not enough memory for the VAE even with tiles of"
         ):
-            vae_tiles.decode(vae, latents(1, (40, 80)))
+            decode(vae, latents(1, (40, 80)))
 
     def test_tiles_follow_the_free_memory(self, loaded, monkeypatch) -> None:
         vae, samples = loaded[2], latents(1, (40, 80))
@@ -197,5 +197,5 @@ class TestVAE:
         )
         needed = vae.memory_used_decode((1, 4, 20, 20), vae.vae_dtype)
         monkeypatch.setattr(mm, "get_free_memory", free_memory(1.5 * needed))
-        vae_tiles.decode(vae, samples)
+        decode(vae, samples)
         assert set(sizes) == {(20, 20)}

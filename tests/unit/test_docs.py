@@ -9,6 +9,7 @@ import pytest
 from setup_host import REPO
 
 CORE = REPO / "pfstorer_core"
+TESTS = REPO / "tests"
 HELP = REPO / "nodes" / "web" / "docs"  # what links of all help pages are relative to, for ComfyUI
 PAGES = sorted(
     [
@@ -20,15 +21,19 @@ PAGES = sorted(
         *REPO.glob("tests/**/*.md"),
     ]
 )
+MODULES = [path.relative_to(CORE) for path in CORE.rglob("*.py")]
+ROOMS = {path.parts[0] for path in MODULES if len(path.parts) > 1}
+ANY_ROOM = "|".join(sorted(ROOMS))
 OUR_FOLDERS = (
-    "benchmarks|docs|example_workflows|nodes|locales|pfstorer_core|scripts|tests|host|training"
+    f"benchmarks|docs|example_workflows|nodes|locales|pfstorer_core|scripts|tests|{ANY_ROOM}"
 )
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
-FILE = re.compile(rf"(?<![\w/.-])((?:{OUR_FOLDERS}|painting)/[\w./-]*[\w/])")
+FILE = re.compile(rf"(?<![\w/.-])((?:{OUR_FOLDERS})/[\w./-]*[\w/])")
 NAME = re.compile(
-    r"(?<![\w/.-])((?:(?:host|training|painting)/)?[a-z_]+)\.([A-Za-z_]\w*(?:\.[a-z_]\w*)?)"
+    rf"(?<![\w/.-])((?:(?:{ANY_ROOM})/(?:[a-z_]+/)*)?[a-z_]+)\.([A-Za-z_]\w*(?:\.[a-z_]\w*)?)"
 )
+TEST = re.compile(r"(?:([\w/]+\.py))?((?:::\w+)+)")
 
 
 def page_id(page: Path) -> str:
@@ -72,27 +77,52 @@ def module_file(path: str) -> Path | None:
 
 
 def missing_names(text: str) -> list[str]:
-    """Names such as `host/patches.run_res_block` in code spans that do not exist."""
+    """Names such as `host/patch/handlers.run_res_block` in code spans that do not exist.
+
+    Those that do exist in a room must be named with it, else another could be meant.
+    """
     missing = []
     for path, name in NAME.findall("\n".join(CODE.findall(text))):
         module = module_file(path)
+        if name == "py":  # a file, for `missing_files`
+            continue
         if module is None:
-            if "/" in path:
+            if "/" in path or any(name in names_in(found) for found in CORE.rglob(f"{path}.py")):
                 missing.append(f"{path}.{name}")
-        elif name not in names_in(module) | {"py"}:
+        elif name not in names_in(module):
             missing.append(f"{path}.{name}")
     return missing
 
 
 def missing_files(text: str) -> list[str]:
-    """Paths of this project in code spans that do not exist, from its root or from the core."""
+    """Paths in code spans that do not exist, from the project's root, the core or the tests."""
     paths = FILE.findall("\n".join(CODE.findall(text)))
     return [
         path
         for path in paths
-        if not any((root / path).exists() for root in (REPO, CORE))
+        if not any((root / path).exists() for root in (REPO, CORE, TESTS))
         and module_file(path.split(".")[0]) is None
     ]
+
+
+@cache
+def defined_tests(module: Path) -> set[str]:
+    """The tests and test classes of a file."""
+    nodes = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+    return {x.name for x in nodes if isinstance(x, (ast.FunctionDef, ast.ClassDef))}
+
+
+def missing_tests(text: str) -> list[str]:
+    """Tests such as `unit/test_areas.py::test_it` in code spans that do not exist."""
+    missing = []
+    for file, names in TEST.findall("\n".join(CODE.findall(text))):
+        known = {
+            name
+            for path in sorted(TESTS.rglob(file or "test_*.py"))
+            for name in defined_tests(path)
+        }
+        missing += [file + names] if set(names.split("::")[1:]) - known else []
+    return missing
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -112,7 +142,7 @@ def test_links_and_pictures_of_a_page_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_files_and_names_on_a_page_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert missing_files(text) + missing_names(text) == []
+    assert missing_files(text) + missing_names(text) + missing_tests(text) == []
 
 
 def test_the_guides_contents_list_its_sections() -> None:
@@ -122,9 +152,12 @@ def test_the_guides_contents_list_its_sections() -> None:
 
 
 def test_what_does_not_exist_is_found() -> None:
-    assert missing_names("`host/patches.no_such_thing`, `sft.SFTBlock`") == [
-        "host/patches.no_such_thing"
-    ]
+    sft = "restorers/stablesr/sft.SFTBlock"
+    assert missing_names(f"`host/sites.no_such_thing`, `{sft}`") == ["host/sites.no_such_thing"]
     assert missing_names("`host/nowhere.thing`") == ["host/nowhere.thing"]
-    assert missing_names("`sft.SFTBlock.forward`, `sft.SFTBlock.back`") == ["sft.SFTBlock.back"]
+    assert missing_names(f"`{sft}.forward`, `{sft}.back`") == [f"{sft}.back"]
+    assert missing_names("`sft.SFTBlock`, `torch.compile`") == ["sft.SFTBlock"]
     assert missing_files("`scripts/nothing.py` and `scripts/check.py`") == ["scripts/nothing.py"]
+    assert missing_tests("`unit/test_docs.py::test_no`, `::missing_tests`") == [
+        "unit/test_docs.py::test_no"
+    ]

@@ -1,0 +1,1 @@
+"""Synthetic degradation: sharp pictures to low-quality (LQ) ones."""

@@ -1,0 +1,1 @@
+"""Drawn people: portraits, group photos and albums without a photo of anybody."""

@@ -1,0 +1,142 @@
+"""Shows in ComfyUI what runs: a training or a restoration."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.utils
+from server import PromptServer
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from .train.progress import TrainingProgress
+
+logger = logging.getLogger(__name__)
+
+PREVIEW_SIZE = 768  # pixels, at most
+_PAUSE = 0.5  # seconds between texts that only say how far a step is
+
+
+class RestoreReport:
+    """Collects what is worth telling of a restoration; shows and logs it.
+
+    Args:
+        node_id: unique id of the node that shows it; None shows nothing.
+    """
+
+    def __init__(self, node_id: Any = None) -> None:
+        self.lines: list[str] = []
+        self._node_id = None if node_id is None else str(node_id)
+        self._pass = ""
+        self._step, self._steps = 0, 0
+        self._shown = 0.0
+
+    def begin(self, number: int, passes: int, steps: int) -> None:
+        """Notes that a pass of so many begins."""
+        self._pass = f"Pass {number} of {passes}, " if passes > 1 else ""
+        self._step, self._steps = 0, steps
+
+    def end(self) -> None:
+        """Notes that the last pass is over."""
+        self._pass = ""
+
+    def line(self, text: str) -> None:
+        """Adds a line that stays."""
+        logger.info("Tiled Restore: %s", self._pass + text)
+        self.lines.append(self._pass + text)
+        self._show("")
+
+    def status(self, text: str) -> None:
+        """Shows what is being done now."""
+        self._show(self._pass + text)
+
+    def step(self, done: int) -> None:
+        """Notes the steps that are done."""
+        self._step = done
+        if done < self._steps:
+            self.status(f"step {done + 1} of {self._steps}")
+
+    def tiles(self, done: int, total: int) -> None:
+        """Shows the tiles of the step that are done."""
+        if time.monotonic() - self._shown > _PAUSE:
+            step = min(self._step + 1, self._steps)
+            self.status(f"step {step} of {self._steps}, tile {done} of {total}")
+
+    def _show(self, status: str) -> None:
+        self._shown = time.monotonic()
+        if self._node_id is not None:
+            # First, because the node shows two lines or so.
+            show_text(self._node_id, "\n".join(filter(None, [status, *self.lines])))
+
+
+def show_text(node_id: str, text: str) -> None:
+    """Shows a text in a node; does nothing where ComfyUI serves nobody."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_progress_text(text, node_id)
+
+
+def show_lines(node_id: Any, lines: Sequence[str]) -> None:
+    """Shows lines of text in a node, if there are any."""
+    if lines and node_id is not None:
+        show_text(str(node_id), "\n".join(lines))
+
+
+class NodeProgress:
+    """Shows `TrainingProgress` as the node's progress bar, preview and line of text.
+
+    Args:
+        node_id: unique id of the node.
+    """
+
+    def __init__(self, node_id: Any) -> None:
+        self.node_id = str(node_id)
+        self.sheet: Tensor | None = None
+        self._stage = ""
+        self._warnings: list[str] = []
+        self._line = ""
+
+    def warn(self, sentence: str) -> None:
+        """Keeps a sentence in view under the line of text."""
+        self._warnings.append(sentence)
+        self._show()
+
+    def __call__(self, progress: TrainingProgress) -> None:
+        """Shows where the training stands.
+
+        Raises:
+            InterruptProcessingException: the user stopped the prompt.
+        """
+        mm.throw_exception_if_processing_interrupted()
+        preview = None
+        if progress.sheet is not None:
+            self.sheet = progress.sheet
+            preview = ("JPEG", to_pil_image(progress.sheet.clamp(0, 1)), PREVIEW_SIZE)
+        if progress.stage != self._stage:
+            # a bar sends nothing until it has passed what it sent last
+            self._stage = progress.stage
+            self._bar = comfy.utils.ProgressBar(progress.total, node_id=self.node_id)
+        self._bar.update_absolute(progress.done, progress.total, preview)
+        line = _line(progress)
+        if line != self._line:
+            self._line = line
+            self._show()
+
+    def _show(self) -> None:
+        show_text(self.node_id, "\n".join([*filter(None, [self._line]), *self._warnings]))
+
+
+def _line(progress: TrainingProgress) -> str:
+    if progress.stage == "views":
+        return f"Preparing views of the photos: {progress.done} of {progress.total}"
+    line = f"Step {progress.done} of {progress.total}"
+    if progress.loss is not None:
+        line += f", loss {progress.loss:.4f}"
+    if progress.seconds_left is not None:
+        minutes, seconds = divmod(round(progress.seconds_left), 60)
+        line += f", {minutes}:{seconds:02d} left"
+    return line

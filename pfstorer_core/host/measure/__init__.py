@@ -1,0 +1,1 @@
+"""Finds faces and chooses what identities are compared with."""

@@ -1,0 +1,1 @@
+"""Runs restorers and identities inside ComfyUI's UNet."""

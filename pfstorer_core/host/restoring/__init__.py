@@ -1,0 +1,1 @@
+"""Restores whole pictures, from pixels to pixels."""

@@ -1,0 +1,83 @@
+"""How pictures are restored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...errors import PFStorerError
+from ...tiling.upscaling import UPSCALINGS
+
+COLOR_FIXES = ("wavelet", "adain", "none")
+STARTS = ("LQ image", "noise")
+
+
+@dataclass(frozen=True)
+class RestoreSettings:
+    """How pictures are restored.
+
+    Args:
+        steps: sampling steps.
+        cfg: guidance scale; 1 is without guidance, at half the cost.
+        sampler_name: one of ComfyUI's samplers.
+        scheduler: one of ComfyUI's schedulers.
+        seed: seed of the noise.
+        denoise: share of the noise schedule that is run, in (0, 1].
+        start: "LQ image" adds the noise to the LQ latent, "noise" starts from pure noise.
+        color_fix: "wavelet", "adain" or "none": how the input gives its colours to the output.
+        tile_size: side of a tile in pixels; 0 chooses it.
+        overlap: what neighbouring tiles share at least, as a share of the tile, in [0, 0.75].
+        tile_batch: tiles that the UNet gets at once; 0 takes what fits into the free memory.
+        upscaling: "one pass", "progressive", "plain" or "auto", see `upscaling.pass_sizes`.
+        fidelity: fusion weight w of a CFW decoder, in [0, 1]; 0 is its plain autoencoder.
+        masked_only: whether only what lies in identities' masks is restored.
+        feather: pixels over which a mask's inner edge fades, with `masked_only`.
+        encoder_interval: evaluations of the model that share the encoder's features; 1 is exact.
+        check_person: whether the report tells if a picture probably shows somebody else than the
+            identities; costs four evaluations of a picture of the trained size for each identity.
+            Only with restorers for which it is calibrated, see `person_check`.
+    """
+
+    steps: int = 20
+    cfg: float = 1.0
+    sampler_name: str = "euler"
+    scheduler: str = "normal"
+    seed: int = 0
+    denoise: float = 1.0
+    start: str = "LQ image"
+    color_fix: str = "wavelet"
+    tile_size: int = 0
+    overlap: float = 0.25
+    tile_batch: int = 0
+    upscaling: str = "auto"
+    fidelity: float = 0.0
+    masked_only: bool = False
+    feather: int = 16
+    encoder_interval: int = 1
+    check_person: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("start", STARTS),
+            ("color_fix", COLOR_FIXES),
+            ("upscaling", UPSCALINGS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise PFStorerError(f"{name} is '{value}'; choose one of {', '.join(known)}.")
+        if self.steps < 1 or not 0 < self.denoise <= 1 or self.cfg < 0:
+            raise PFStorerError(
+                f"There are {self.steps} steps, denoise {self.denoise} and cfg {self.cfg}; choose "
+                "1 step or more, denoise above 0 up to 1, and cfg of 0 or more."
+            )
+        if not 0 <= self.fidelity <= 1:
+            raise PFStorerError(f"fidelity is {self.fidelity}; choose 0 (plain VAE) to 1.")
+        if self.start == "noise" and self.denoise < 1:
+            raise PFStorerError(
+                f"The sampling shall start from noise with denoise {self.denoise}, which is no "
+                "noise but a flat grey; set denoise to 1, or start to 'LQ image'."
+            )
+        if self.encoder_interval < 1 or self.feather < 0:
+            raise PFStorerError(
+                f"encoder_interval is {self.encoder_interval} and feather {self.feather}; choose 1 "
+                "or more, and 0 or more."
+            )

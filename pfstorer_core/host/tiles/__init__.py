@@ -1,0 +1,1 @@
+"""Cuts a sampling, its conditions and the VAE's work into tiles."""

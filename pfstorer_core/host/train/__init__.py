@@ -1,0 +1,1 @@
+"""Trainings on a copy of ComfyUI's UNet."""

@@ -1,0 +1,68 @@
+"""What trainings take from a MODEL and its VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy.model_sampling import EDM, EPS, V_PREDICTION, X0
+from torch import Tensor, nn
+
+from ...errors import PFStorerError
+from ...training.losses import noise_schedule
+from ..load.unet import build_unet
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+
+_NOT_FOR_UNET = ("dtype", "device", "disable_unet_model_creation")
+
+
+def training_schedule(model: Any) -> DDPMScheduler:
+    """The noise schedule that a MODEL is sampled with, and what its UNet predicts.
+
+    Raises:
+        PFStorerError: it predicts neither noise nor v, or has no timesteps of its own.
+    """
+    sampling = model.get_model_object("model_sampling")
+    sigmas = sampling.sigmas
+    steps = sampling.timestep(sigmas).round().long().cpu()
+    if not torch.equal(steps, torch.arange(len(sigmas))):
+        raise PFStorerError(
+            "The MODEL has a noise schedule that its UNet was not trained with; leave out the node "
+            "that changes the model's sampling."
+        )
+    if isinstance(sampling, V_PREDICTION) and not isinstance(sampling, EDM):
+        return noise_schedule("v_prediction", sigmas)
+    if isinstance(sampling, EPS) and not isinstance(sampling, (V_PREDICTION, X0)):
+        return noise_schedule("epsilon", sigmas)
+    raise PFStorerError(
+        f"The MODEL is a {model.model.model_type.name} model; trainings need Stable Diffusion 1.5 "
+        "or 2.1, whose UNet predicts noise or v."
+    )
+
+
+def scaled_encoder(model: Any, vae: Any) -> Callable[[Tensor], Tensor]:
+    """The VAE as (B, 3, H, W) in [0, 1] -> (B, C, h, w), scaled like diffusion latents."""
+
+    # the VAE's weights are of inference mode, and no training goes through them
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        latent = vae.encode(images.movedim(1, -1))
+        return model.model.process_latent_in(latent).float().cpu()
+
+    return encode
+
+
+def trainable_unet(model: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of a MODEL's UNet that autograd can run through.
+
+    The MODEL's own weights were loaded under the inference mode in which ComfyUI runs its nodes.
+    """
+    config = {
+        k: v for k, v in model.model.model_config.unet_config.items() if k not in _NOT_FOR_UNET
+    }
+    unet = build_unet(config, dtype)
+    unet.load_state_dict(model.model.diffusion_model.state_dict())
+    return unet

@@ -1,0 +1,100 @@
+"""ComfyUI's UNet with a restorer in it as one trainable module, for training outside a MODEL."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ...identities.adapter import IdentityAdapter
+from ...restorers.base import BaseRestorer
+from ..patch.applied import AppliedIdentity
+from ..patch.bare_unet import restorer_options
+
+
+class HostNetwork(nn.Module):
+    """UNet, encoder, SFT blocks and prompt as one function of (noisy latent, timesteps, LQ latent).
+
+    Args:
+        unet: ComfyUI's `UNetModel`.
+        restorer: encoder and SFT blocks that fit it.
+        prompt: (tokens, context width) conditioning that every picture is restored under.
+        train_base: whether UNet and prompt are trained as well; a real Stable Diffusion stays
+            frozen.
+    """
+
+    def __init__(
+        self, unet: nn.Module, restorer: BaseRestorer, prompt: Tensor, *, train_base: bool
+    ):
+        super().__init__()
+        self.unet = unet.requires_grad_(train_base)
+        self.restorer = restorer.requires_grad_(True)
+        self.prompt = nn.Parameter(prompt, requires_grad=train_base)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, lq_latent: Tensor) -> Tensor:
+        """The UNet's prediction.
+
+        Args:
+            noisy: (B, C, h, w) noisy latent.
+            timesteps: (B,).
+            lq_latent: (B, C, h, w).
+
+        Returns:
+            (B, C, h, w).
+        """
+        context = self.prompt.expand(len(noisy), -1, -1)  # (B, tokens, width)
+        options = restorer_options(self.unet, self.restorer, lq_latent)
+        return self.unet(noisy, timesteps, context, transformer_options=options)
+
+
+class PersonalizedNetwork(nn.Module):
+    """A frozen UNet and restorer with an adapter in training.
+
+    Args:
+        unet: ComfyUI's `UNetModel`.
+        restorer: encoder and SFT blocks that fit it.
+        prompt: (tokens, context width) conditioning of every prediction.
+        adapter: the only part that is trained.
+        checkpoint: whether to recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        restorer: BaseRestorer,
+        prompt: Tensor,
+        adapter: IdentityAdapter,
+        *,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.unet = unet.requires_grad_(False)
+        self.restorer = restorer.requires_grad_(False)
+        self.prompt = nn.Parameter(prompt, requires_grad=False)
+        self.adapter = adapter
+        self.checkpoint = checkpoint
+
+    def forward(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        lq_latent: Tensor,
+        reference: Tensor | None = None,
+    ) -> Tensor:
+        """The UNet's prediction.
+
+        Args:
+            noisy: (B, C, h, w) noisy latent.
+            timesteps: (B,).
+            lq_latent: (B, C, h, w).
+            reference: (R, C, h, w) clean latents of the person; None for none.
+
+        Returns:
+            (B, C, h, w).
+        """
+        context = self.prompt.expand(len(noisy), -1, -1)  # (B, tokens, width)
+        identity = AppliedIdentity(
+            self.adapter,
+            references=() if reference is None else (reference,),
+            reference_context=context[:1],
+        )
+        options = restorer_options(self.unet, self.restorer, lq_latent, [identity], self.checkpoint)
+        return self.unet(noisy, timesteps, context, transformer_options=options)

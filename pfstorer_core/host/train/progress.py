@@ -1,0 +1,84 @@
+"""Where a training stands, told as it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...training.loop import Sampler
+from ...training.report import report_sheet
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training stands.
+
+    Args:
+        stage: "views" while the photos are prepared, then "training".
+        done: views or steps done.
+        total: of so many.
+        loss: of the last step; None before.
+        seconds_left: estimate; None where there is none yet.
+        sheet: (3, H, W) in [0, 1], where there is a new one: loss curve; LQ, now, clean.
+    """
+
+    stage: str
+    done: int
+    total: int
+    loss: float | None = None
+    seconds_left: float | None = None
+    sheet: Tensor | None = None
+
+
+class LossHistory:
+    """Losses of all steps, kept in the training's state."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns the losses."""
+        return {"loss": torch.tensor(self.values, dtype=torch.float64)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes the losses up."""
+        self.values = state["loss"].tolist()
+
+
+class StepReports:
+    """Turns the loop's reports into progress, with time left and sheets."""
+
+    def __init__(
+        self, report: Callable[[TrainingProgress], None], losses: LossHistory, steps: int
+    ) -> None:
+        self.report, self.losses, self.steps = report, losses, steps
+        self._first: tuple[int, float] | None = None
+        self._left: float | None = None
+
+    def __call__(self, step: int, scalars: dict[str, float]) -> None:
+        now = time.monotonic()
+        self.losses.values.append(scalars["loss"])
+        if self._first is None:
+            self._first = step, now
+        else:
+            first, then = self._first
+            self._left = (now - then) / (step - first) * (self.steps - step)
+        self.report(TrainingProgress("training", step, self.steps, scalars["loss"], self._left))
+
+    def sampler(self, pictures: Sampler) -> Sampler:
+        """Returns what draws a sheet and reports it."""
+
+        def draw(network: nn.Module) -> Tensor:
+            sheet = report_sheet(self.losses.values, self.steps, pictures(network))
+            done = len(self.losses.values)
+            loss = self.losses.values[-1] if done else None
+            self.report(
+                TrainingProgress("training", done, self.steps, loss, self._left, sheet=sheet.cpu())
+            )
+            return sheet
+
+        return draw

@@ -1,0 +1,93 @@
+"""Folders of identity trainings, in which interrupted ones are found again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ...errors import PFStorerError
+from ...training.identity import IdentityTrainingConfig
+from ...weights.writing import check_writable
+from .network import PersonalizedNetwork
+
+logger = logging.getLogger(__name__)
+
+STATE_VERSION = 1  # of unfinished runs; another cannot be gone on with
+COMPLETE = "complete"  # an empty file in the folder of a run that has come to its end
+STATE_SIZE = 32  # bytes per weight: float32 weights, averages, two moments; and the state before
+
+
+def check_folders(
+    folder: Path | None, unfinished: Path | None, warn: Callable[[str], None]
+) -> None:
+    """Finds out whether states and adapters can be written, before hours are spent."""
+    if folder is not None:
+        check_writable(folder)
+    if unfinished is not None:
+        try:
+            check_writable(next(place for place in unfinished.parents if place.exists()))
+        except PFStorerError as error:  # the adapter may be wanted for this workflow alone
+            warn(f"{error} Else the adapter cannot be saved.")
+
+
+def check_room(run: Path, weights: int) -> None:
+    """Finds out whether the states of a run can be written; a complete one writes none.
+
+    Args:
+        run: its folder.
+        weights: trained numbers.
+
+    Raises:
+        PFStorerError: see `writing.check_writable`.
+    """
+    if (run / COMPLETE).exists():
+        return
+    state = run / "state"
+    there = state.stat().st_size if state.exists() else 0
+    check_writable(run, STATE_SIZE * weights - there)
+
+
+def run_key(
+    network: PersonalizedNetwork, pictures: Sequence[Tensor], config: IdentityTrainingConfig
+) -> str:
+    """Digits (hex) that tell this run apart from those on other bases, photos or settings."""
+    info = network.adapter.info
+    settings = {k: v for k, v in config.to_dict().items() if k != "preview_every"}
+    settings["checkpointing"] = False  # it changes no result, so a run may go on with it
+    facts = [STATE_VERSION, info.base_fingerprint, info.unet_digest, settings]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for picture in pictures:
+        key.update(str(tuple(picture.shape)).encode())
+        key.update(picture.contiguous().numpy().tobytes())
+    return key.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def run_folder(folder: Path | None, key: str) -> Iterator[Path]:
+    """The folder of this very run.
+
+    A complete run is kept until another one begins: where ComfyUI ends before the adapter is saved,
+    the same workflow gives it again at once.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="pfstorer-") as temporary:
+            yield Path(temporary)
+        return
+    run = folder / key
+    for marker in folder.glob(f"*/{COMPLETE}"):
+        if marker.parent != run:
+            shutil.rmtree(marker.parent, ignore_errors=True)
+    if (run / "state").exists():
+        kind = "complete" if (run / COMPLETE).exists() else "unfinished"
+        logger.info("Going on with the %s training in %s", kind, run)
+    yield run
+    with contextlib.suppress(OSError):  # on a full disk the run stays, which harms nothing
+        (run / COMPLETE).touch()

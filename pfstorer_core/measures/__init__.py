@@ -1,0 +1,1 @@
+"""Measures of pictures and of who they show, and comparisons made of them."""

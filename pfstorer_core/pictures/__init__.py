@@ -1,0 +1,1 @@
+"""Pictures: on disk, their values, sizes, colours and detail, and views of them."""

@@ -1,0 +1,1 @@
+"""Base restorers: their weights, their files, and the families that there are."""

@@ -1,0 +1,1 @@
+"""The StableSR family: its encoder, SFT, CFW fusion and checkpoint layouts."""

@@ -1,0 +1,1 @@
+"""At which sizes and in which tiles large pictures are restored."""

@@ -1,0 +1,109 @@
+"""The networks that are trained are those that are sampled."""
+
+from typing import Any
+
+import comfy.sample
+import pytest
+import torch
+from tiny_models import TOKENS, latents, random_adapter, write_bundled
+from torch import Tensor
+
+from pfstorer_core import host
+from pfstorer_core.host.attachment import RESTORER_KEY, loaded_base
+from pfstorer_core.host.train.from_model import trainable_unet
+from pfstorer_core.host.train.network import PersonalizedNetwork
+from pfstorer_core.identities.adapter import IdentityAdapter
+from pfstorer_core.identities.config import PersonalizationConfig
+from pfstorer_core.restorers.base import BaseRestorer
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory):
+    """MODEL, CLIP and VAE."""
+    folder = tmp_path_factory.mktemp("restorers")
+    return host.load_base_restorer(write_bundled(folder / "tiny.safetensors"))
+
+
+def network_of(
+    model: Any, adapter: IdentityAdapter, *, checkpoint: bool = False
+) -> PersonalizedNetwork:
+    (wrapper,) = model.get_wrappers("diffusion_model", RESTORER_KEY)
+    return PersonalizedNetwork(
+        trainable_unet(model),
+        BaseRestorer.from_state_dict(wrapper.restorer.weights()),
+        loaded_base(model).empty_prompt[0][0][0].clone(),
+        adapter,
+        checkpoint=checkpoint,
+    )
+
+
+def test_checkpointing_changes_no_gradient(loaded) -> None:
+    gradients = []
+    kept = []
+    for checkpoint in (False, True):
+        adapter = random_adapter(loaded[0]).requires_grad_(True)
+        network = network_of(loaded[0], adapter, checkpoint=checkpoint)
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            out = network(latents(2), torch.tensor([5, 700]), latents(2, seed=1), latents(seed=2))
+            loss = out.square().mean()
+        forward = sum(sizes)
+        loss.backward()
+        gradients.append({n: p.grad for n, p in network.named_parameters() if p.grad is not None})
+        kept.append(forward)
+    assert set(gradients[0]) == {f"adapter.{n}" for n, _ in adapter.named_parameters()}, (
+        "all of the adapter and nothing of the base"
+    )
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
+    assert kept[1] < 0.7 * kept[0], "fewer activations are kept"
+
+
+@pytest.mark.parametrize("referred", [False, True])
+def test_the_network_of_the_training_is_the_model_of_the_sampling(loaded, referred: bool) -> None:
+    """What is trained is what is applied: the same prediction from both."""
+    model = loaded[0]
+    adapter = random_adapter(model, config=PersonalizationConfig(tokens=4))
+    lq, reference = latents(seed=1), latents(seed=2) if referred else None
+    latent_format = model.get_model_object("latent_format")
+    applied = host.apply_identity(
+        host.condition_on_lq(model, latent_format.process_out(lq)),
+        adapter,
+        references=None if reference is None else latent_format.process_out(reference),
+    )
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def record(executor, x, timesteps, *args, **kwargs):
+        out = executor(x, timesteps, *args, **kwargs)
+        seen.append((x, timesteps, out))
+        return out
+
+    applied.add_wrapper_with_key("diffusion_model", "test", record)
+    prompt = loaded_base(model).empty_prompt
+    assert prompt[0][0].shape[1] == TOKENS
+    comfy.sample.sample(
+        applied,
+        latents(seed=3),
+        2,
+        1.0,
+        "euler",
+        "normal",
+        prompt,
+        prompt,
+        latents(seed=3),
+        disable_pbar=True,
+        seed=0,
+    )
+    device = seen[0][0].device
+    network = network_of(model, adapter).to(device)
+    lq, reference = lq.to(device), None if reference is None else reference.to(device)
+    assert len(seen) == 2
+    with torch.inference_mode():
+        for x, timesteps, out in seen:
+            expected = network(x, timesteps, lq, reference)
+            torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
