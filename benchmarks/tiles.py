@@ -157,12 +157,12 @@ def corner_masks(side: int, tile: int) -> list[Tensor]:
 
 def random_adapter(mini: Mini) -> Any:
     """Returns an adapter of random weights that fits the mini restorer."""
-    from pfstorer_core.host.attachment import loaded_base
+    from pfstorer_core.host.base import base_of
     from pfstorer_core.host.sites import find_identity_sites
     from pfstorer_core.identities.adapter import AdapterInfo, IdentityAdapter
     from pfstorer_core.identities.config import PersonalizationConfig
 
-    base = loaded_base(mini.model).info
+    base = base_of(mini.model).info
     info = AdapterInfo(
         "random",
         base.name,

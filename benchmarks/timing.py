@@ -120,12 +120,12 @@ def load_mini() -> Mini:
     import comfy.utils
 
     from pfstorer_core import host
-    from pfstorer_core.host.attachment import trained_size
+    from pfstorer_core.host.base import base_of
     from pfstorer_core.host.load.folders import MINI_RESTORER_PATH
 
     comfy.utils.set_progress_bar_enabled(False)
     model, _, vae = host.load_base_restorer(MINI_RESTORER_PATH)
-    return Mini(model, vae, trained_size(model), vae.spacial_compression_encode())
+    return Mini(model, vae, base_of(model).trained_size, base_of(model).cell)
 
 
 def random_picture(height: int, width: int, count: int = 1) -> Tensor:

@@ -146,15 +146,15 @@ def networks(
     from pfstorer_core.host.sites import find_identity_sites, find_sft_sites
     from pfstorer_core.identities.adapter import AdapterInfo, IdentityAdapter
     from pfstorer_core.identities.config import PersonalizationConfig
-    from pfstorer_core.restorers.base import BaseRestorer
     from pfstorer_core.restorers.info import RestorerInfo
     from pfstorer_core.restorers.stablesr.encoder import EncoderConfig
+    from pfstorer_core.restorers.stablesr.restorer import StableSRRestorer
 
     place: dict[str, Any] = {"dtype": dtype, "device": device}
     unet = build_unet(shape, **place)
     shapes = {site: (width, SFT_HIDDEN) for site, (width, _) in find_sft_sites(unet).items()}
     info = RestorerInfo("SD", None, EncoderConfig(), "", None)
-    restorer = BaseRestorer(info, shapes, **place)
+    restorer = StableSRRestorer(info, shapes, **place)
     sites = find_identity_sites(unet)
     described = AdapterInfo("person", "SD", "", PROMPT_WIDTH, sites, PersonalizationConfig())
     adapter_dtype = torch.float32 if trained else dtype

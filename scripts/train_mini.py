@@ -319,7 +319,7 @@ def build_network(options: argparse.Namespace) -> HostNetwork:
     from pfstorer_core.host.load.unet import build_unet
     from pfstorer_core.host.sites import find_sft_sites
     from pfstorer_core.host.train.network import HostNetwork
-    from pfstorer_core.restorers.stablesr.layouts import UNET_PREFIX
+    from pfstorer_core.restorers.checkpoints import UNET_PREFIX
 
     torch.manual_seed(options.seed)
     unet = build_unet(UNET)
@@ -375,7 +375,7 @@ def start_of(options: argparse.Namespace) -> BaseRestorer:
         PFStorerError: it is none, or of other sizes than this script trains.
     """
     restorer = load(options.start)
-    if (restorer.info.bundled or {}).get("unet") != UNET or restorer.info.encoder != ENCODER:
+    if (restorer.info.bundled or {}).get("unet") != UNET or restorer.info.config != ENCODER:
         raise PFStorerError(
             f"'{options.start}' is no bundled restorer of this script's sizes; leave --start out."
         )

@@ -9,7 +9,7 @@ from comfy.patcher_extension import WrappersMP
 from tiny_models import prompt
 from torch import Tensor
 
-from pfstorer_core.host.attachment import RESTORER_KEY
+from pfstorer_core.host.base import RESTORER_KEY
 
 SIZE = (16, 16)
 

@@ -9,7 +9,7 @@ import torch
 from golden_weights import Goldens, fill
 from torch import Tensor, nn
 
-from pfstorer_core.host.attachment import loaded_base
+from pfstorer_core.host.base import base_of
 from pfstorer_core.host.load.unet import build_unet
 from pfstorer_core.host.sites import find_identity_sites, find_sft_sites
 from pfstorer_core.identities.adapter import AdapterInfo, IdentityAdapter
@@ -181,7 +181,7 @@ def untrained_adapter(
     model: Any, name: str = "Ada", config: PersonalizationConfig | None = None
 ) -> IdentityAdapter:
     """Returns a fresh adapter for a restorer's MODEL."""
-    base = loaded_base(model).info
+    base = base_of(model).info
     info = AdapterInfo(
         name=name,
         base_name=base.name,

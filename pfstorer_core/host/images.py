@@ -9,9 +9,8 @@ from torch import Tensor
 from ..errors import PFStorerError
 from ..pictures.resizing import resize_bicubic
 from ..pictures.values import unit_range
-from .attachment import trained_size
+from .base import base_of
 from .memory import lack_of_memory_told
-from .sites import size_step
 
 VAE_ADVICE = "let the VAE compute in float32 (start ComfyUI with --fp32-vae)"
 
@@ -30,7 +29,7 @@ def encode_lq(model: Any, vae: Any, image: Tensor) -> Tensor:
     """
     rgb, _ = split_alpha(image)
     height, width = rgb.shape[2:]
-    cell, step = vae.spacial_compression_encode(), size_step(model.model.diffusion_model)
+    cell, step = vae.spacial_compression_encode(), base_of(model).size_step
     if math.prod(-(-(side // cell) // step) for side in (height, width)) < 2:
         raise PFStorerError(
             f"The image has {width} x {height} pixels, too few for the restorer's UNet; scale it "
@@ -56,11 +55,11 @@ def encode_references(model: Any, vae: Any, photos: Sequence[Tensor]) -> list[Te
     Returns:
         One (B, C, h, w) latent per batch.
     """
-    step = vae.spacial_compression_encode() * size_step(model.model.diffusion_model)
+    step = vae.spacial_compression_encode() * base_of(model).size_step
     latents = []
     for photo in photos:
         rgb, _ = split_alpha(photo)  # (B, 3, H, W)
-        scale = min(1.0, trained_size(model) / min(rgb.shape[2:]))
+        scale = min(1.0, base_of(model).trained_size / min(rgb.shape[2:]))
         height, width = (max(2, round(side * scale / step)) * step for side in rgb.shape[2:])
         with lack_of_memory_told(
             "while the VAE encodes references; give fewer or smaller ones, or start ComfyUI with "

@@ -1,7 +1,7 @@
 """The blocks of ComfyUI's UNet at which restorers and identity adapters work."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,9 +15,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import (
 from torch import Tensor, nn
 
 from ..errors import PFStorerError
-from ..identities.adapter import IdentityAdapter
 from ..restorers.base import BaseRestorer
-from ..restorers.info import RestorerInfo
 
 PATCH = "forward_timestep_embed_patch"
 BLOCK_LAYERS = (ResBlock, SpatialTransformer)
@@ -112,40 +110,6 @@ def unet_digests(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(digests)
 
 
-def check_identity_fit(
-    model: Any, adapter: IdentityAdapter, base: RestorerInfo, digests: Sequence[str]
-) -> None:
-    """Checks that an identity adapter was trained on a MODEL's restorer and fits its UNet.
-
-    Args:
-        model: a restorer's MODEL.
-        adapter: the adapter.
-        base: description of the restorer.
-        digests: of the UNet, see `unet_digests`.
-
-    Raises:
-        PFStorerError: it was trained on another base; the sentence names both.
-    """
-    info = adapter.info
-    unet = model.model.diffusion_model
-    found = find_identity_sites(unet)
-    width = model.model.model_config.unet_config.get("context_dim")
-    if info.base_fingerprint != base.fingerprint:
-        raise PFStorerError(
-            f"Identity adapter '{info.name}' was trained on restorer '{info.base_name}' "
-            f"({info.base_fingerprint[:8]}), but the MODEL has restorer '{base.name}' "
-            f"({base.fingerprint[:8]}); load the restorer that it was trained on, or train the "
-            "identity again on this one."
-        )
-    same = info.unet_digest in ("", *digests)
-    if dict(info.site_channels) != found or info.context_dim != width or not same:
-        raise PFStorerError(
-            f"Identity adapter '{info.name}' was trained on restorer '{info.base_name}' with "
-            "another Stable Diffusion checkpoint than the MODEL's; choose that checkpoint in "
-            "'Load Base Restorer'."
-        )
-
-
 def check_fit(unet: nn.Module, restorer: BaseRestorer, checkpoint: str = "the MODEL") -> None:
     """Checks that a restorer's SFT blocks fit the UNet.
 
@@ -158,10 +122,8 @@ def check_fit(unet: nn.Module, restorer: BaseRestorer, checkpoint: str = "the MO
         PFStorerError: the restorer is made for another UNet.
     """
     found = find_sft_sites(unet, checkpoint)
-    levels = len(restorer.encoder.config.channel_mult)
     name = restorer.info.name
-    for site in restorer.sites:
-        channels = restorer.sft(site).mlp_gamma.out_channels
+    for site, channels in restorer.site_channels.items():
         if site not in found:
             raise PFStorerError(
                 f"Restorer '{name}' has an SFT block for {site}, which the UNet of {checkpoint} "
@@ -173,10 +135,11 @@ def check_fit(unet: nn.Module, restorer: BaseRestorer, checkpoint: str = "the MO
                 f"{checkpoint} has {found[site][0]}; choose the checkpoint that the restorer was "
                 "trained on."
             )
-        if found[site][1] >= levels:
+        if found[site][1] >= restorer.levels:
             raise PFStorerError(
-                f"The encoder of restorer '{name}' has {levels} levels, too few for {site} in the "
-                f"UNet of {checkpoint}; choose the checkpoint that the restorer was trained on."
+                f"The encoder of restorer '{name}' has {restorer.levels} levels, too few for "
+                f"{site} in the UNet of {checkpoint}; choose the checkpoint that the restorer was "
+                "trained on."
             )
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,14 @@ from torch import Tensor, nn
 
 from ..errors import PFStorerError
 from ..site_names import module_name
+from ..weights.checks import check_numbers, check_shapes
+from ..weights.described import DescribedKind, named
 from ..weights.reading import read_weights
 from ..weights.writing import write_safetensors
-from .block import PersonalizationBlock
-from .config import PersonalizationConfig
+from .base import IdentityBlock
+from .methods import METHODS, PFSTORER
 
-METADATA_KEY = "pfstorer_identity"
-FORMAT_VERSION = 1
+ADAPTER_FILE = DescribedKind("pfstorer_identity", version=1)
 _SITE = re.compile(r"(middle_block|(input|output)_blocks\.\d{1,3})\.\d{1,3}", re.ASCII)
 _MOST_SITES = 256
 
@@ -38,12 +37,13 @@ class AdapterInfo:
         base_fingerprint: fingerprint of that restorer, see `RestorerInfo`.
         context_dim: width of the base's text embedding.
         site_channels: per UNet block that has a personalization block, its channels.
-        config: sizes of the blocks.
+        config: sizes of the blocks, of the method's `config` type.
         photos: number of photos that it was trained on.
         steps: training steps.
         date: day of the training, ISO 8601.
         training: settings of the training, plain values.
         unet_digest: see `host.sites.unet_digests`; empty where it is not known.
+        method: name of the method in `methods.METHODS`.
     """
 
     name: str
@@ -51,12 +51,13 @@ class AdapterInfo:
     base_fingerprint: str
     context_dim: int
     site_channels: dict[str, int]
-    config: PersonalizationConfig
+    config: Any
     photos: int = 0
     steps: int = 0
     date: str = field(default_factory=lambda: datetime.date.today().isoformat())
     training: dict[str, Any] = field(default_factory=dict)
     unet_digest: str = ""
+    method: str = PFSTORER
 
 
 class IdentityAdapter(nn.Module):
@@ -79,9 +80,10 @@ class IdentityAdapter(nn.Module):
     ) -> None:
         super().__init__()
         self.info = info
+        block = METHODS[info.method].block
         self.blocks = nn.ModuleDict(
             {
-                module_name(site): PersonalizationBlock(
+                module_name(site): block(
                     channels,
                     info.context_dim,
                     info.config,
@@ -107,7 +109,7 @@ class IdentityAdapter(nn.Module):
         """The UNet blocks that have a personalization block."""
         return tuple(self.info.site_channels)
 
-    def block(self, site: str) -> PersonalizationBlock:
+    def block(self, site: str) -> IdentityBlock:
         """Returns the block of a site, for example "input_blocks.1.0".
 
         Raises:
@@ -139,8 +141,7 @@ class IdentityAdapter(nn.Module):
                     f"The adapter's weight {key} is not finite, so it was not saved; train it "
                     "again with a lower learning rate."
                 )
-        values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self.info)}
-        write_safetensors(path, tensors, {METADATA_KEY: json.dumps(values)})
+        write_safetensors(path, tensors, ADAPTER_FILE.metadata(dataclasses.asdict(self.info)))
 
     @classmethod
     def load(
@@ -157,45 +158,32 @@ class IdentityAdapter(nn.Module):
             PFStorerError: no file, another kind of file, a damaged one or one of a newer version.
         """
         state, metadata = read_weights(path)
-        name = Path(path).name
-        info = _read_info(metadata, name)
-        _check_weights(state, info, name)
+        info = ADAPTER_FILE.read(metadata, f"Identity adapter '{Path(path).name}'", _parse)
+        if info is None:
+            raise PFStorerError(
+                f"'{Path(path).name}' is no identity adapter; choose a file that 'Save Identity "
+                "Adapter' wrote."
+            )
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        subject = f"Identity adapter '{Path(path).name}'"
+        check_shapes(subject, tensors, cls(info, device="meta").state_dict(), "adapter")
+        check_numbers(subject, tensors)
         adapter = cls(info, dtype=dtype, device=device, operations=operations)
         adapter.load_state_dict(state)
         return adapter.eval().requires_grad_(False)
 
 
-def _read_info(metadata: Mapping[str, str], name: str) -> AdapterInfo:
-    if METADATA_KEY not in metadata:
-        raise PFStorerError(
-            f"'{name}' is no identity adapter; choose a file that 'Save Identity Adapter' wrote."
-        )
-    try:
-        values = json.loads(metadata[METADATA_KEY])
-        version = values.pop("format_version")
-        if type(version) is not int or version < 1:
-            raise ValueError("no format version")
-        if version <= FORMAT_VERSION:
-            return _checked_info(values)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise PFStorerError(
-            f"Identity adapter '{name}' describes itself wrongly ({error}); save or copy it again."
-        ) from error
-    raise PFStorerError(
-        f"Identity adapter '{name}' has format version {version}, but this PFStorer reads up to "
-        f"{FORMAT_VERSION}; update PFStorer."
-    )
-
-
-def _checked_info(values: dict[str, Any]) -> AdapterInfo:
-    config = PersonalizationConfig(**values.pop("config"))
+def _parse(values: dict[str, Any]) -> AdapterInfo:
+    # Files of the first version name no method.
+    method = named(METHODS, values.get("method", PFSTORER), "method of personalization")
+    config = method.config(**values.pop("config"))
     info = AdapterInfo(**values, config=config)
     sites = info.site_channels
     texts = (info.name, info.base_name, info.base_fingerprint, info.date, info.unet_digest)
     numbers = (info.context_dim, info.photos, info.steps, *sites.values())
     if not all(isinstance(x, str) for x in texts):
         raise TypeError("a text is of another type")
-    if not isinstance(config.learned_gamma, bool) or not isinstance(info.training, dict):
+    if not isinstance(info.training, dict):
         raise TypeError("a setting is of another type")
     if not all(type(x) is int and 0 <= x <= 2**20 for x in numbers):
         raise TypeError("a number is of another type or size")
@@ -204,21 +192,3 @@ def _checked_info(values: dict[str, Any]) -> AdapterInfo:
     if not 0 < len(sites) <= _MOST_SITES or not all(_SITE.fullmatch(site) for site in sites):
         raise ValueError("blocks that no UNet has")
     return info
-
-
-def _check_weights(state: Mapping[str, Any], info: AdapterInfo, name: str) -> None:
-    """Compares with the shapes of the description, without memory for weights yet."""
-    wanted = IdentityAdapter(info, device="meta").state_dict()
-    for key in (*wanted, *state):
-        value: Any = state.get(key)
-        if not isinstance(value, Tensor) or key not in wanted:
-            fault = "is unknown" if key not in wanted else "is missing"
-        elif value.shape != wanted[key].shape:
-            fault = f"has the shape {tuple(value.shape)} instead of {tuple(wanted[key].shape)}"
-        elif not value.is_floating_point() or not value.float().isfinite().all():
-            fault = "is not finite"
-        else:
-            continue
-        raise PFStorerError(
-            f"Identity adapter '{name}' is damaged: its weight {key} {fault}; save it again."
-        )

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..areas import area_mean
 from ..attention import attention
+from .base import IdentityBlock
 from .config import PersonalizationConfig
 
 
@@ -41,7 +42,7 @@ class IdentityTokens(nn.Module):
         return self.weight.to(h).expand(len(h), -1, -1)
 
 
-class PersonalizationBlock(nn.Module):
+class PersonalizationBlock(IdentityBlock):
     """Computes what a person's identity adds to the output F of one UNet block.
 
     `delta = gamma * out(z)`, where z is F in a bottleneck after cross-attention to the text
@@ -67,7 +68,7 @@ class PersonalizationBlock(nn.Module):
         device: torch.device | str | None = None,
         operations: Any = torch.nn,
     ) -> None:
-        super().__init__()
+        super().__init__(channels, context_dim, config)
         place: dict[str, Any] = {"dtype": dtype, "device": device}
         width = config.width(channels)
         self.config = config

@@ -44,6 +44,8 @@ class PersonalizationConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or not low <= value <= high:
                 raise PFStorerError(f"{name} is {value!r}; give a whole number {low} to {high}.")
+        if not isinstance(self.learned_gamma, bool):
+            raise PFStorerError(f"learned_gamma is {self.learned_gamma!r}; give true or false.")
 
     def width(self, channels: int) -> int:
         """Returns the bottleneck's width for a block of so many channels."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,13 +13,14 @@ from torch.nn import functional as F
 from ..errors import PFStorerError, first_line
 from ..pictures.resizing import resize_bicubic
 from ..pictures.values import unit_range
+from ..weights.checks import check_numbers, check_shapes
+from ..weights.described import DescribedKind
 from ..weights.reading import read_weights
 from ..weights.writing import write_safetensors
 from .embedding import EmbeddingConfig, EmbeddingNetwork
 
 MINI_EMBEDDING_PATH = Path(__file__).parents[1] / "assets" / "mini_embedding.safetensors"
-METADATA_KEY = "pfstorer_embedding"
-FORMAT_VERSION = 1
+EMBEDDING_FILE = DescribedKind("pfstorer_embedding", version=1)
 _BATCH = 32  # pictures that are embedded at once
 _ARCFACE_SIZE = 112  # px
 
@@ -145,25 +145,23 @@ def load_embedding(path: str | os.PathLike[str] | None = None) -> IdentityEmbedd
     if path.suffix.lower() == ".onnx":
         return OnnxEmbedding(path)
     tensors, metadata = read_weights(path)
-    if METADATA_KEY not in metadata:
+    subject = f"'{path.name}'"
+    config = EMBEDDING_FILE.read(
+        metadata, subject, lambda values: EmbeddingConfig.from_dict(values["network"])
+    )
+    if config is None:
         raise PFStorerError(
             f"'{path.name}' holds no identity embedding; choose one that this plugin wrote or an "
             "ArcFace network as .onnx."
         )
-    config = _read_config(path.name, metadata[METADATA_KEY])
     # On "meta" nothing is allocated before the file's own tensors are known to fit.
     with torch.device("meta"):
         network = EmbeddingNetwork(config)
-    weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
-    try:
-        network.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise PFStorerError(
-            f"The weights of '{path.name}' do not fit the network that it describes; get the file "
-            "again."
-        ) from error
-    if not all(bool(weight.isfinite().all()) for weight in weights.values()):
-        raise PFStorerError(f"'{path.name}' has weights that are not finite; get the file again.")
+    given = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    check_shapes(subject, given, network.state_dict(), "identity embedding")
+    weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in given.items()}
+    check_numbers(subject, weights)
+    network.load_state_dict(weights, assign=True)
     return NetworkEmbedding(network)
 
 
@@ -173,8 +171,8 @@ def save_embedding(network: EmbeddingNetwork, path: str | os.PathLike[str]) -> N
     Raises:
         PFStorerError: see `writing.write_safetensors`.
     """
-    described = {"format_version": FORMAT_VERSION, "network": network.config.to_dict()}
-    write_safetensors(path, network.state_dict(), {METADATA_KEY: json.dumps(described)})
+    described = EMBEDDING_FILE.metadata({"network": network.config.to_dict()})
+    write_safetensors(path, network.state_dict(), described)
 
 
 def identity_similarity(embedding: IdentityEmbedding, images: Tensor, references: Tensor) -> Tensor:
@@ -192,25 +190,6 @@ def identity_similarity(embedding: IdentityEmbedding, images: Tensor, references
         PFStorerError: another shape or range.
     """
     return (embedding.embed(images) @ embedding.embed(references).T).mean(1)
-
-
-def _read_config(name: str, text: str) -> EmbeddingConfig:
-    try:
-        described: dict[str, Any] = json.loads(text)
-        version, sizes = described["format_version"], described["network"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise PFStorerError(
-            f"The description in '{name}' is damaged ({first_line(error)}); get the file again."
-        ) from error
-    if version != FORMAT_VERSION:
-        raise PFStorerError(
-            f"'{name}' has format version {version}, this plugin reads {FORMAT_VERSION}; update "
-            "the plugin."
-        )
-    try:
-        return EmbeddingConfig.from_dict(sizes)
-    except PFStorerError as error:
-        raise PFStorerError(f"'{name}' describes no network: {error}") from error
 
 
 def _prepared(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,70 +1,147 @@
-"""Base restorer: an encoder of the LQ latent, and SFT blocks for the UNet of Stable Diffusion."""
+"""Base restorer: what every family of them gives to the host."""
 
+from __future__ import annotations
+
+import abc
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import PFStorerError
-from ..site_names import module_name
-from ..weights.checks import check_numbers
 from ..weights.digests import fingerprint
-from .info import RestorerInfo, read_info
-from .stablesr.encoder import EncoderConfig, TimeAwareEncoder
-from .stablesr.layouts import (
-    ENCODER_PREFIX,
-    bundled_state,
-    check_kind,
-    check_weights,
-    infer_context_dim,
-    infer_encoder,
-    infer_sft,
-    sft_prefix,
-    split,
-    tensors_of,
-)
-from .stablesr.sft import SFTBlock
+from .info import RestorerInfo
 
 
-class BaseRestorer(nn.Module):
-    """Encoder and SFT blocks of a restorer.
+class BaseRestorer(nn.Module, abc.ABC):
+    """Steers a frozen UNet from an LQ latent: features of it modulate residual blocks.
+
+    A family is a subclass with an entry in `families.FAMILIES`, which names it. The host runs
+    `forward` once for each LQ latent and timestep, and `modulate` in each residual block that
+    `site_channels` names, on the output of its last convolution, before the skip sum.
 
     `info` and `bundled_state` may be replaced before saving. `bundled_state` has the checkpoint
     keys of a bundled restorer's UNet, autoencoder and prompt; it is no part of the module.
 
+    Attributes:
+        config_type: frozen dataclass of the family's sizes.
+        config_key: where they stand in a file's description.
+
     Args:
         info: description of the restorer.
-        sft_shapes: per site in the UNet ("input_blocks.1.0", ...), channels and hidden channels.
         bundled_state: further weights, by checkpoint key.
-        operations: namespace of the layers: `torch.nn`, or one of `comfy.ops`.
-
-    Source: StableSR (arXiv 2305.07015), section 3.1.
     """
 
-    def __init__(
-        self,
+    config_type: ClassVar[type]
+    config_key: ClassVar[str] = "config"
+
+    def __init__(self, info: RestorerInfo, bundled_state: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.info = info
+        self.bundled_state = bundled_state
+
+    @classmethod
+    @abc.abstractmethod
+    def select(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Picks the restorer out of a checkpoint's weights: by the checkpoint keys of `parts`.
+
+        Nothing, where the checkpoint holds no restorer of this family.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def infer_config(cls, weights: Mapping[str, Tensor]) -> Any:
+        """Returns the sizes of a restorer whose file does not state them.
+
+        Raises:
+            ValueError: they cannot be told from the weights.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def build(
+        cls,
         info: RestorerInfo,
-        sft_shapes: Mapping[str, tuple[int, int]],
-        bundled_state: dict[str, Tensor] | None = None,
+        weights: Mapping[str, Tensor],
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         operations: Any = torch.nn,
-    ) -> None:
-        super().__init__()
-        self.info = info
-        self.sites = tuple(sft_shapes)
-        self.bundled_state = bundled_state
-        place: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
-        self.encoder = TimeAwareEncoder(info.encoder, **place)
-        self.sft_blocks = nn.ModuleDict(
-            {
-                module_name(site): SFTBlock(channels, info.encoder.out_channels, hidden, **place)
-                for site, (channels, hidden) in sft_shapes.items()
-            }
-        )
+    ) -> BaseRestorer:
+        """Returns a restorer of the shapes that description and weights give.
+
+        Args:
+            info: description.
+            weights: what `select` gave; only keys and shapes are looked at.
+            operations: namespace of the layers: `torch.nn`, or one of `comfy.ops`.
+
+        Raises:
+            ValueError: shapes that make no restorer.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def untrained(
+        cls, info: RestorerInfo, site_channels: Mapping[str, int], **sizes: Any
+    ) -> BaseRestorer:
+        """Returns an untrained restorer for a UNet, in float32 on the CPU.
+
+        Args:
+            info: description.
+            site_channels: per residual block of the UNet, its channels.
+            sizes: further ones that the family has.
+        """
+
+    @property
+    @abc.abstractmethod
+    def latent_channels(self) -> int:
+        """Channels of the LQ latent."""
+
+    @property
+    @abc.abstractmethod
+    def levels(self) -> int:
+        """Number of feature maps that `forward` returns, one per resolution of the UNet."""
+
+    @property
+    @abc.abstractmethod
+    def site_channels(self) -> dict[str, int]:
+        """Per residual block that it modulates ("input_blocks.1.0", ...), its channels."""
+
+    @property
+    @abc.abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """Its modules, by what their checkpoint keys begin with."""
+
+    @abc.abstractmethod
+    def forward(self, lq_latent: Tensor, timesteps: Tensor) -> Sequence[Tensor]:
+        """Returns features of LQ latents.
+
+        Args:
+            lq_latent: (B, latent_channels, H, W), scaled like the diffusion latents.
+            timesteps: (B,) in [0, 1000).
+
+        Returns:
+            `levels` tensors (B, C_k, H / 2^k, W / 2^k).
+        """
+
+    @abc.abstractmethod
+    def modulate(self, site: str, h: Tensor, features: Tensor) -> Tensor:
+        """Returns the modulated features of a residual block.
+
+        Args:
+            site: the block.
+            h: (k * B, C, H, W) its features; `features` serves each B in turn.
+            features: (B, C_level, H, W) of the site's level.
+
+        Returns:
+            (k * B, C, H, W), of the type of `h`.
+        """
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The residual blocks that it modulates."""
+        return tuple(self.site_channels)
 
     @classmethod
     def from_state_dict(
@@ -75,7 +152,7 @@ class BaseRestorer(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         operations: Any = torch.nn,
-    ) -> "BaseRestorer":
+    ) -> BaseRestorer:
         """Builds the restorer that a state dict of any known layout holds.
 
         Known are StableSR's checkpoints (weights under "state_dict" among all those of Stable
@@ -92,136 +169,47 @@ class BaseRestorer(nn.Module):
         Raises:
             PFStorerError: other content, or weights that lack, do not fit or are not finite.
         """
-        return build_restorer(
-            sd, metadata, "This state dict", "restorer", dtype, device, operations
-        )
+        from .files import Placement, build_restorer
+
+        place = Placement(dtype, device, operations)
+        return build_restorer(sd, metadata or {}, "This state dict", "restorer", place)
 
     @classmethod
     def initialise(
         cls,
         site_channels: Mapping[str, int],
-        encoder: EncoderConfig,
-        hidden: int = 128,
+        config: Any,
         *,
         name: str = "untrained",
         prediction_type: str | None = None,
         license: str = "",
-    ) -> "BaseRestorer":
+        **sizes: Any,
+    ) -> BaseRestorer:
         """Returns an untrained restorer, in float32 on the CPU.
-
-        Gamma and beta begin at zero, so that the UNet first meets a plain norm at each site, and
-        the LQ latent gains influence only as fast as it helps.
 
         Args:
             site_channels: per site in the UNet, its channels, a multiple of 32.
-            encoder: shape of the encoder.
-            hidden: hidden channels of each SFT block.
+            config: sizes; their type tells the family, such as `EncoderConfig` for StableSR's.
             name: name of the restorer.
             prediction_type: "epsilon" or "v_prediction".
             license: licence of the weights.
+            sizes: further ones that the family has, such as StableSR's `hidden`.
         """
-        info = RestorerInfo(name, prediction_type, encoder, license, bundled=None)
-        shapes = {site: (channels, hidden) for site, channels in site_channels.items()}
-        restorer = cls(info, shapes)
-        for site in restorer.sites:
-            restorer.sft(site).zero_init()
+        from .families import family_of_config
+
+        info = RestorerInfo(name, prediction_type, config, license, bundled=None)
+        restorer = family_of_config(config).untrained(info, site_channels, **sizes)
         restorer.info = dataclasses.replace(info, fingerprint=fingerprint(restorer.weights()))
         return restorer
 
-    def sft(self, site: str) -> SFTBlock:
-        """Returns the SFT block of a site, for example "input_blocks.1.0".
-
-        Raises:
-            KeyError: the restorer has none there.
-        """
-        block = self.sft_blocks[module_name(site)]
-        return block  # type: ignore[return-value]
-
-    def forward(self, lq_latent: Tensor, timesteps: Tensor) -> list[Tensor]:
-        """Returns the encoder's feature maps, finest first; see `TimeAwareEncoder.forward`."""
-        return self.encoder(lq_latent, timesteps)
-
     def weights(self) -> dict[str, Tensor]:
-        """Returns the weights of encoder and SFT blocks by checkpoint key."""
-        weights = {ENCODER_PREFIX + key: value for key, value in self.encoder.state_dict().items()}
-        for site in self.sites:
-            prefix = sft_prefix(site)
-            weights |= {prefix + key: value for key, value in self.sft(site).state_dict().items()}
-        return weights
+        """Returns the weights by checkpoint key."""
+        return {
+            prefix + key: value
+            for prefix, module in self.parts.items()
+            for key, value in module.state_dict().items()
+        }
 
     def state_dict_for_saving(self) -> dict[str, Tensor]:
         """Returns all weights by checkpoint key, those of a bundled restorer included."""
         return self.weights() | (self.bundled_state or {})
-
-
-def build_restorer(
-    sd: Mapping[str, Any],
-    metadata: Mapping[str, str] | None,
-    subject: str,
-    name: str,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-    operations: Any,
-) -> BaseRestorer:
-    """Does what `BaseRestorer.from_state_dict` does, for a file of a name.
-
-    Args:
-        subject: what the sentence of an error begins with.
-        name: what to call the restorer unless it has a name.
-
-    The other arguments are those of `BaseRestorer.from_state_dict`, as are the errors.
-    """
-    tensors = tensors_of(sd)
-    check_kind(subject, tensors)
-    encoder, blocks = split(tensors)
-    given = {ENCODER_PREFIX + key: tensor for key, tensor in encoder.items()}
-    for site, block in blocks.items():
-        given |= {sft_prefix(site) + key: tensor for key, tensor in block.items()}
-    info = read_info(metadata or {}, subject)
-    try:
-        if info is None:
-            info = RestorerInfo(
-                name,
-                None,
-                infer_encoder(encoder),
-                license="",
-                bundled=None,
-                context_dim=infer_context_dim(tensors),
-            )
-        shapes = {site: infer_sft(block) for site, block in blocks.items()}
-        if info.encoder.num_res_blocks * len(info.encoder.channel_mult) > len(given):
-            raise ValueError("its description has more blocks than the file has weights")
-        expected = BaseRestorer(info, shapes, device="meta").weights()
-    # RuntimeError: PyTorch refuses sizes beyond any memory.
-    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
-        raise PFStorerError(
-            f"{subject} has weights of shapes that make no restorer ({str(error).rstrip('.')}); "
-            "choose a restorer of the StableSR family."
-        ) from error
-    check_weights(subject, given, expected)
-    bundled = {} if info.bundled is None else bundled_state(subject, tensors)
-    check_numbers(subject, given | bundled)
-
-    stored = {tensor.dtype for tensor in given.values()}
-    place: dict[str, Any] = {
-        "dtype": dtype or (stored.pop() if len(stored) == 1 else torch.float32),
-        "device": device or "cpu",
-    }
-    info = dataclasses.replace(info, fingerprint=fingerprint(given))
-    # The module has no memory of its own; it takes over the one copy that is made of each tensor.
-    # The copy needs the file no more and, made outside of inference mode, can be trained.
-    with torch.inference_mode(False):
-        restorer = BaseRestorer(
-            info,
-            shapes,
-            {key: tensor.clone() for key, tensor in bundled.items()} or None,
-            dtype=place["dtype"],
-            device="meta",
-            operations=operations,
-        )
-        modules: dict[nn.Module, dict[str, Tensor]] = {restorer.encoder: encoder}
-        modules |= {restorer.sft(site): block for site, block in blocks.items()}
-        for module, weights in modules.items():
-            copies = {key: tensor.to(**place, copy=True) for key, tensor in weights.items()}
-            module.load_state_dict(copies, assign=True)
-    return restorer

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..degradation.presets import PRESETS as DEGRADATIONS
 from ..errors import PFStorerError
-from ..identities.config import PersonalizationConfig
+from ..identities.methods import METHODS, PFSTORER
 from ..pictures.views import ViewConfig, random_view
 from .loop import LoopConfig, Objective
 from .losses import diffusion_loss, diffusion_target, stratified_timesteps
@@ -65,6 +65,7 @@ class IdentityTrainingConfig:
         size: side of the views in pixels; 0 is what the base was trained at.
         preview_every: steps between two previews; 0 shows the last only.
         seed: the training is a function of it, the photos and the settings.
+        method: how the person is written into the UNet, a name in `identities.methods.METHODS`.
 
     Raises:
         PFStorerError: a value out of its range.
@@ -92,6 +93,7 @@ class IdentityTrainingConfig:
     size: int = 0
     preview_every: int = 100
     seed: int = 0
+    method: str = PFSTORER
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -114,6 +116,10 @@ class IdentityTrainingConfig:
                 f"mixed_precision is {self.mixed_precision!r}; choose one of "
                 f"{', '.join(PRECISIONS)}."
             )
+        if self.method not in METHODS:
+            raise PFStorerError(
+                f"The method is {self.method!r}; choose one of {', '.join(METHODS)}."
+            )
         unknown = [name for name, _ in self.degradations if name not in DEGRADATIONS]
         if unknown or not self.degradations:
             raise PFStorerError(
@@ -125,9 +131,11 @@ class IdentityTrainingConfig:
         """Returns the settings as plain values that JSON keeps."""
         return dataclasses.asdict(self)
 
-    def blocks(self) -> PersonalizationConfig:
-        """Returns the sizes of the adapter's blocks."""
-        return PersonalizationConfig(tokens=self.tokens, learned_gamma=self.learned_gamma)
+    def blocks(self) -> Any:
+        """Returns the sizes of the adapter's blocks, of the method's `config` type."""
+        config = METHODS[self.method].config
+        names = {field.name for field in dataclasses.fields(config)}
+        return config(**{k: v for k, v in self.to_dict().items() if k in names})
 
     def loop(self, precision: str) -> LoopConfig:
         """Returns the settings of the loop, for a device that computes in `precision`."""

@@ -11,7 +11,7 @@ from tiny_models import LATENT, image, write_bundled
 
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host.attachment import loaded_base
+from pfstorer_core.host.base import base_of
 from pfstorer_core.host.images import target_size
 
 
@@ -41,7 +41,7 @@ def test_starting_from_the_lq_latent_is_the_references_start(loaded) -> None:
     lq_latent, noise = tensors["xT.lq_latent_scaled"], tensors["xT.noise"]
     model, inputs = first_inputs(loaded[0])
     raw = lq_latent / LATENT["scale_factor"]
-    prompt = loaded_base(model).empty_prompt
+    prompt = base_of(model).empty_prompt
     comfy.sample.sample(
         host.condition_on_lq(model, raw),
         noise,

@@ -21,7 +21,8 @@ from ...errors import PFStorerError
 from ...restorers import files as restorer_files
 from ...restorers.autoencoder import AutoencoderConfig, PatchAutoencoder
 from ...restorers.base import BaseRestorer
-from ...restorers.stablesr.layouts import AUTOENCODER_PREFIX, PROMPT_KEY, UNET_PREFIX
+from ...restorers.checkpoints import AUTOENCODER_PREFIX, PROMPT_KEY, UNET_PREFIX
+from ...weights.checks import check_shapes, part_of
 from .fixed_prompt import FixedPrompt, FixedPromptTokenizer
 from .unet import TorchLayers
 
@@ -67,8 +68,8 @@ def from_restorer(
             f"Restorer '{path.name}' describes its bundled model wrongly ({error!r}); "
             "get the file again."
         ) from error
-    model = _build_model(_part(state, UNET_PREFIX), config, path, disable_dynamic)
-    vae = BundledVAE(_part(state, AUTOENCODER_PREFIX), bundled, path)
+    model = _build_model(part_of(state, UNET_PREFIX), config, path, disable_dynamic)
+    vae = BundledVAE(part_of(state, AUTOENCODER_PREFIX), bundled, path)
     clip = _build_clip(state, path)
     model.cached_patcher_init = (_reload_model, (path,))
     clip.patcher.cached_patcher_init = (_reload_clip, (path,))
@@ -264,17 +265,11 @@ def _load_weights(
     path: Path,
     assign: bool = False,
 ) -> None:
-    missing, unexpected = module.load_state_dict(state_dict, strict=False, assign=assign)
-    for keys, fault in ((missing, "lacks"), (unexpected, "has the unknown")):
-        if keys:
-            raise PFStorerError(
-                f"Restorer '{path.name}' {fault} {len(keys)} tensors of its bundled model "
-                f"({prefix}{keys[0]} first); get the file again."
-            )
-
-
-def _part(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+    given, expected = (
+        {prefix + key: value for key, value in x.items()} for x in (state_dict, module.state_dict())
+    )
+    check_shapes(f"Restorer '{path.name}'", given, expected, "bundled model")
+    module.load_state_dict(state_dict, assign=assign)
 
 
 # The host calls these to get a second copy of a model, for training or for another device.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...errors import PFStorerError
 from ...restorers.stablesr.fusion import FusionBlock, FusionSizes, fusion_sizes
-from ...weights.checks import check_numbers
+from ...weights.checks import check_numbers, check_shapes
 from ...weights.reading import read_weights
 
 _FUSION_KEY = re.compile(r"decoder\.fusion_layer_(\d+)\.")
@@ -239,20 +239,7 @@ def _check_layout(
         raise PFStorerError(
             f"'{name}' has tensors that make up no CFW autoencoder ({error}); get the file again."
         ) from error
-    stored = {key: tuple(value.shape) for key, value in (*base.items(), *fusion.items())}
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    wrong = [key for key in expected if key in stored and stored[key] != expected[key]]
-    faults = {
-        "lacks": [key for key in expected if key not in stored],
-        "has the unknown": [key for key in stored if key not in expected],
-        "has, in a wrong shape,": wrong,
-    }
-    for fault, keys in faults.items():
-        if keys:
-            raise PFStorerError(
-                f"'{name}' {fault} {len(keys)} tensors of a CFW autoencoder ({keys[0]} first); get "
-                "the file again."
-            )
+    check_shapes(f"'{name}'", {**base, **fusion}, model.state_dict(), "CFW autoencoder")
     mult, width = params["ddconfig"]["ch_mult"], params["ddconfig"]["ch"]
     for level, size in sizes.items():
         # The finest level is not upsampled, the coarsest not downsampled.

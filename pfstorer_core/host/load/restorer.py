@@ -17,10 +17,10 @@ from torch import Tensor
 from ...errors import PFStorerError
 from ...restorers import files as restorer_files
 from ...restorers.base import BaseRestorer
+from ...restorers.checkpoints import UNET_PREFIX
 from ...restorers.info import RestorerInfo
-from ...restorers.stablesr.layouts import UNET_PREFIX
 from ...weights.reading import read_weights
-from ..attachment import RESTORER_KEY, LoadedBase
+from ..base import RESTORER_KEY, Base, describe
 from ..patch.model import patch_model
 from ..sites import DIGESTED, check_fit, unet_digests
 from .bundled import from_restorer
@@ -68,7 +68,8 @@ def load_base_restorer(
         weights = _stored_weights(checkpoint)
     digests = _unet_digests(weights, model)
     restorer.bundled_state = None  # the MODEL has it now
-    return _with_restorer(model, clip, restorer, digests), clip, vae
+    base = describe(model, clip, vae, restorer, digests)
+    return _with_restorer(model, restorer, base), clip, vae
 
 
 def _load_checkpoint(path: Path) -> tuple[Any, Any, Any]:
@@ -125,7 +126,7 @@ def _unet_digests(weights: Mapping[str, Any], model: Any) -> tuple[str, ...]:
     return unet_digests(stored)
 
 
-def _with_restorer(model: Any, clip: Any, restorer: BaseRestorer, digests: tuple[str, ...]) -> Any:
+def _with_restorer(model: Any, restorer: BaseRestorer, base: Base) -> Any:
     restorer.to(model.model.get_dtype_inference()).eval().requires_grad_(False)
     mm.archive_model_dtypes(restorer)
     patcher = comfy.model_patcher.CoreModelPatcher(
@@ -133,6 +134,5 @@ def _with_restorer(model: Any, clip: Any, restorer: BaseRestorer, digests: tuple
     )
     model = patch_model(model, restorer)
     model.set_additional_models(RESTORER_KEY, [patcher])
-    prompt = None if clip is None else clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    model.set_attachments(RESTORER_KEY, LoadedBase(restorer.info, prompt, digests))
+    model.set_attachments(RESTORER_KEY, base)
     return model

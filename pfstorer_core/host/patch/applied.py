@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ...errors import PFStorerError
 from ...identities.adapter import IdentityAdapter
+from ..base import Base
+from ..sites import find_identity_sites
 
 IDENTITY_KEY = "pfstorer_identities"
 AUTO: Literal["auto"] = "auto"
@@ -99,3 +101,31 @@ def check_mask_counts(identities: Sequence[AppliedIdentity], images: int) -> Non
                 "give one mask, or one for each image (masks of one image are joined by "
                 "'MaskComposite')."
             )
+
+
+def check_identity_fit(unet: Any, adapter: IdentityAdapter, base: Base) -> None:
+    """Checks that an identity adapter was trained on a base and fits its UNet.
+
+    Args:
+        unet: ComfyUI's `UNetModel`.
+        adapter: the adapter.
+        base: what the MODEL carries along.
+
+    Raises:
+        PFStorerError: it was trained on another base; the sentence names both.
+    """
+    info, restorer = adapter.info, base.info
+    if info.base_fingerprint != restorer.fingerprint:
+        raise PFStorerError(
+            f"Identity adapter '{info.name}' was trained on restorer '{info.base_name}' "
+            f"({info.base_fingerprint[:8]}), but the MODEL has restorer '{restorer.name}' "
+            f"({restorer.fingerprint[:8]}); load the restorer that it was trained on, or train the "
+            "identity again on this one."
+        )
+    same = info.unet_digest in ("", *base.unet_digests) and info.context_dim == base.context_dim
+    if not same or dict(info.site_channels) != find_identity_sites(unet):
+        raise PFStorerError(
+            f"Identity adapter '{info.name}' was trained on restorer '{info.base_name}' with "
+            "another Stable Diffusion checkpoint than the MODEL's; choose that checkpoint in "
+            "'Load Base Restorer'."
+        )

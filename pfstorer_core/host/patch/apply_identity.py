@@ -13,9 +13,8 @@ from torch import Tensor
 from ...errors import PFStorerError
 from ...identities.adapter import IdentityAdapter
 from ...pictures.values import unit_range
-from ..attachment import loaded_base
-from ..sites import check_identity_fit
-from .applied import AppliedIdentity, check_mask_counts, check_settings
+from ..base import base_of
+from .applied import AppliedIdentity, check_identity_fit, check_mask_counts, check_settings
 from .chosen_gammas import choose_gammas, known_image
 from .model import restorer_wrapper, set_identities
 
@@ -51,9 +50,9 @@ def apply_identity(
 
     Source: PFStorer (arXiv 2403.08436), section 3.
     """
-    base = loaded_base(model)
+    base = base_of(model)
     check_settings(gamma, mask, start, end)
-    check_identity_fit(model, adapter, base.info, base.unet_digests)
+    check_identity_fit(model.model.diffusion_model, adapter, base)
     applied = restorer_wrapper(model).identities
     region = None
     if mask is not None:
@@ -100,7 +99,7 @@ def _references(
         )
     latent_format = model.get_model_object("latent_format")
     latents = [references] if isinstance(references, Tensor) else list(references)
-    channels = loaded_base(model).info.encoder.in_channels
+    channels = base_of(model).latent_channels
     for latent in latents:
         if latent.ndim != 4 or latent.shape[1] != channels or not latent.numel():
             raise PFStorerError(

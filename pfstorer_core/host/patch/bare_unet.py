@@ -9,7 +9,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...restorers.base import BaseRestorer
-from ..attachment import RESTORER_KEY
+from ..base import RESTORER_KEY
 from ..sites import PATCH, check_fit
 from .applied import AppliedIdentity
 from .handlers import HANDLERS, check_host

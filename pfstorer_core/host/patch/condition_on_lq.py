@@ -6,7 +6,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...errors import PFStorerError
-from ..attachment import RESTORER_KEY, loaded_base
+from ..base import RESTORER_KEY, base_of
 from ..images import VAE_ADVICE, check_finite, split_alpha
 from .applied import check_mask_counts
 from .chosen_gammas import with_lq_image
@@ -29,13 +29,13 @@ def condition_on_lq(model: Any, lq_latent: Tensor, image: Tensor | None = None) 
         PFStorerError: a MODEL without restorer, a latent of another VAE or with values that are not
             finite, or an image of another shape.
     """
-    info = loaded_base(model).info
-    channels = info.encoder.in_channels
+    base = base_of(model)
+    channels = base.latent_channels
     if lq_latent.ndim != 4 or lq_latent.shape[1] != channels:
         raise PFStorerError(
-            f"The LQ latent has the shape {tuple(lq_latent.shape)}, but restorer '{info.name}' "
-            f"takes (batch, {channels}, height, width); use the VAE that 'Load Base Restorer' "
-            "gives."
+            f"The LQ latent has the shape {tuple(lq_latent.shape)}, but restorer "
+            f"'{base.info.name}' takes (batch, {channels}, height, width); use the VAE that 'Load "
+            "Base Restorer' gives."
         )
     check_finite(lq_latent, "The LQ latent", VAE_ADVICE)
     latent_format = model.get_model_object("latent_format")

@@ -1,5 +1,6 @@
-"""Handlers that compute the layers of the UNet's blocks, with SFT and identities in them."""
+"""Handlers that compute the layers of the UNet with the restorer and identities in them."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import PFStorerError
-from ...restorers.stablesr.sft import SFTBlock
+from ...restorers.base import BaseRestorer
 from ..sites import PATCH
 from .additions import Addition, add_identities
 
@@ -26,10 +27,11 @@ FORWARD = "pfstorer_forward"
 class ForwardState:
     """State of one forward of the UNet: what the handlers need, and the sites they visited."""
 
-    sites: dict[nn.Module, str]
-    sft: dict[nn.Module, tuple[SFTBlock, Tensor]]
-    additions: dict[nn.Module, list[Addition]]
+    restorer: BaseRestorer
     checkpoint: bool
+    sites: dict[nn.Module, str] = field(default_factory=dict)
+    features: dict[nn.Module, Tensor] = field(default_factory=dict)
+    additions: dict[nn.Module, list[Addition]] = field(default_factory=dict)
     visited: list[str] = field(default_factory=list)
 
     def run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
@@ -42,7 +44,7 @@ class ForwardState:
 def run_res_block(
     layer: Any, x: Tensor, emb: Tensor, context: Any, transformer_options: dict[str, Any], *_: Any
 ) -> Tensor:
-    """Computes a residual block, with SFT between its last convolution and the skip sum.
+    """Computes a residual block, modulated between its last convolution and the skip sum.
 
     Args:
         layer: a `ResBlock` of the UNet.
@@ -58,9 +60,11 @@ def run_res_block(
     state: ForwardState | None = transformer_options.get(FORWARD)
     if state is None or layer not in state.sites:
         return layer(x, emb)
-    state.visited.append(state.sites[layer])
-    if layer in state.sft:
-        h = state.run(_res_block_with_sft, layer, x, emb, *state.sft[layer])
+    site = state.sites[layer]
+    state.visited.append(site)
+    if layer in state.features:
+        modulate = functools.partial(state.restorer.modulate, site)
+        h = state.run(_modulated_res_block, layer, x, emb, modulate, state.features[layer])
     else:
         h = state.run(layer, x, emb)
     return state.run(add_identities, h, context, state.additions.get(layer, []))
@@ -86,15 +90,19 @@ def run_transformer(
 HANDLERS = ((ResBlock, run_res_block), (SpatialTransformer, run_transformer))
 
 
-def _res_block_with_sft(
-    layer: Any, x: Tensor, emb: Tensor, sft: SFTBlock, features: Tensor
+def _modulated_res_block(
+    layer: Any,
+    x: Tensor,
+    emb: Tensor,
+    modulate: Callable[[Tensor, Tensor], Tensor],
+    features: Tensor,
 ) -> Tensor:
     h = layer.in_layers(x)  # (B, C_out, H, W)
     h = h + layer.emb_layers(emb).to(h.dtype)[:, :, None, None]
     # Other nodes may work at a smaller size in some blocks (PatchModelAddDownscale).
     if features.shape[2:] != h.shape[2:]:
         features = F.interpolate(features, h.shape[2:], mode="bilinear")
-    h = sft(layer.out_layers(h), features)
+    h = modulate(layer.out_layers(h), features)
     return layer.skip_connection(x) + h
 
 

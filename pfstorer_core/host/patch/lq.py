@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,14 +34,14 @@ class StepFeatures:
 
     items: int
     resting: torch.device | None = None
-    _features: dict[torch.device, list[Tensor]] = field(default_factory=dict)
+    _features: dict[torch.device, Sequence[Tensor]] = field(default_factory=dict)
 
-    def get(self, device: torch.device) -> list[Tensor] | None:
+    def get(self, device: torch.device) -> Sequence[Tensor] | None:
         """Returns the features on a device, or None if they are not computed yet."""
         found = self._features.get(device)
         return found and [x.to(device) for x in found]
 
-    def put(self, device: torch.device, features: list[Tensor]) -> None:
+    def put(self, device: torch.device, features: Sequence[Tensor]) -> None:
         """Keeps the features that a device computed."""
         self._features[device] = [x.to(self.resting or device) for x in features]
 

@@ -7,9 +7,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
-from ...errors import PFStorerError
 from ...restorers.base import BaseRestorer
-from ..attachment import RESTORER_KEY
+from ..base import RESTORER_KEY, NoRestorer
 from ..sites import PATCH, check_fit
 from .applied import IDENTITY_KEY, AppliedIdentity
 from .handlers import HANDLERS, check_host
@@ -49,9 +48,7 @@ def restorer_wrapper(model_patcher: Any) -> RestorerWrapper:
     """
     found = model_patcher.get_wrappers(WrappersMP.DIFFUSION_MODEL, RESTORER_KEY)
     if not found:
-        raise PFStorerError(
-            "The MODEL has no restorer; connect the MODEL that 'Load Base Restorer' gives."
-        )
+        raise NoRestorer
     return found[0]
 
 

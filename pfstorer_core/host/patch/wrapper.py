@@ -1,7 +1,7 @@
 """Runs a base restorer inside ComfyUI's own diffusion UNet, through the host's public hooks.
 
 A keyed `DIFFUSION_MODEL` wrapper runs the encoder once per forward of the UNet, and the handlers of
-`forward_timestep_embed_patch` compute the residual blocks with SFT in them and add what the
+`forward_timestep_embed_patch` compute the residual blocks with its modulation and add what the
 personalization blocks of the applied identities give.
 """
 
@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import PFStorerError
 from ...restorers.base import BaseRestorer
-from ...restorers.stablesr.sft import SFTBlock
 from ..sites import BLOCK_LAYERS, PATCH, find_sft_sites
 from .additions import additions
 from .applied import AppliedIdentity
@@ -22,10 +21,10 @@ from .lq import LQ_COND, STEP, StepFeatures, check_latent_size
 
 
 class RestorerWrapper:
-    """`DIFFUSION_MODEL` wrapper that encodes the LQ latent and lets the handlers apply SFT.
+    """`DIFFUSION_MODEL` wrapper that encodes the LQ latent and lets the handlers modulate.
 
     Args:
-        restorer: encoder and SFT blocks.
+        restorer: what modulates the residual blocks.
         lq_latent: (B, C, H, W) scaled LQ latent, or None where the sampler brings it as the model
             condition `LQ_COND`. The UNet's batch is k blocks of B items.
         identities: what personalizes the result.
@@ -55,7 +54,7 @@ class RestorerWrapper:
         transformer_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Runs the UNet with SFT.
+        """Runs the UNet with the restorer.
 
         Args:
             executor: the host's executor, whose `class_obj` is the UNet.
@@ -77,10 +76,11 @@ class RestorerWrapper:
         unet = executor.class_obj
         features = self._features(lq_latent.to(x), timesteps, x.shape[0], options)
         added = additions(self.identities, unet, x, options, kwargs)
-        state = ForwardState({}, {}, {}, self.checkpoint)
-        for site, (sft, feature) in _sft_blocks(unet, self.restorer, features).items():
+        state = ForwardState(self.restorer, self.checkpoint)
+        levels = find_sft_sites(unet)
+        for site in self.restorer.sites:
             layer = unet.get_submodule(site)
-            state.sft[layer], state.sites[layer] = (sft, feature), site
+            state.features[layer], state.sites[layer] = features[levels[site][1]], site
         for site, parts in added.items():
             layer = unet.get_submodule(site)
             state.additions[layer], state.sites[layer] = parts, site
@@ -94,7 +94,7 @@ class RestorerWrapper:
 
     def _features(
         self, lq_latent: Tensor, timesteps: Tensor, batch: int, options: dict[str, Any]
-    ) -> list[Tensor]:
+    ) -> Sequence[Tensor]:
         """Encodes each item once: the halves of a guided batch differ only in their context."""
         step: StepFeatures | None = options.get(STEP)
         # Another custom node may cut the batch into single items: those are encoded as they come.
@@ -128,15 +128,8 @@ class SampledRestorer(RestorerWrapper):
 
     @torch.compiler.disable
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Runs the UNet with SFT."""
+        """Runs the UNet with the restorer."""
         return super().__call__(*args, **kwargs)
-
-
-def _sft_blocks(
-    unet: nn.Module, restorer: BaseRestorer, features: Sequence[Tensor]
-) -> dict[str, tuple[SFTBlock, Tensor]]:
-    levels = find_sft_sites(unet)
-    return {site: (restorer.sft(site), features[levels[site][1]]) for site in restorer.sites}
 
 
 def _check_visits(sites: Sequence[str], visited: list[str], options: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...areas import area_mean
 from ...pictures import color
-from ..attachment import loaded_base
+from ..base import base_of
 from ..feedback import RestoreReport
 from ..images import VAE_ADVICE, check_finite
 from ..patch.model import restorer_wrapper, set_lq_latent
@@ -101,7 +101,7 @@ def shape_of_latent(
     model: Any, batch: int, size: tuple[int, int], cell: int
 ) -> tuple[int, int, int, int]:
     """Returns the shape of the latent of pictures (height, width), once they are padded."""
-    channels = loaded_base(model).info.encoder.in_channels
+    channels = base_of(model).latent_channels
     height, width = padded_size(model, size, cell)
     return batch, channels, height // cell, width // cell
 

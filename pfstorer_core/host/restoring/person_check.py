@@ -19,7 +19,7 @@ from torch import Tensor
 from ...areas import area_mean
 from ...pictures.detail import degradation_level
 from ...pictures.resizing import resize_bicubic
-from ..attachment import loaded_base, trained_size
+from ..base import base_of
 from ..memory import retry_smaller
 from ..patch.applied import AppliedIdentity, numbers_text
 from ..patch.masks import fitted_mask
@@ -79,7 +79,7 @@ def can_check_persons(model: Any) -> bool:
 
     They were measured with the mini restorer. What another restorer's scores mean is not known.
     """
-    return loaded_base(model).info.bundled is not None
+    return base_of(model).checks_persons
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def check_persons(model: Any, vae: Any, images: Tensor, sigma: float = SIGMA) ->
     for number, identity in enumerate(identities, 1):
         if identity.strength == 0 or (identity.mask is None and len(active) > 1):
             continue
-        found = _faces(images, identity, trained_size(model))
+        found = _faces(images, identity, base_of(model).trained_size)
         scores = torch.full((len(images),), torch.nan)
         limits = torch.full((len(images),), torch.nan)
         shown = [k for k, face in enumerate(found) if face is not None]
@@ -161,7 +161,7 @@ def _score(base: Any, person: Any, latent: Tensor, sigma: float) -> Tensor:
 def _error(model: Any, latent: Tensor, noise: Tensor, no_lq: Tensor, sigma: float) -> Tensor:
     """Returns how far off (B,) the prediction of latents (B, C, h, w) seen under noise alone is."""
     model = set_lq_latent(model, no_lq.expand_as(latent).to(latent))
-    prompt = loaded_base(model).empty_prompt
+    prompt = base_of(model).empty_prompt
     # One Euler step down to sigma 0 gives the model's prediction of the clean latent.
     predicted = comfy.sample.sample_custom(
         model,

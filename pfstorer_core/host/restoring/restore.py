@@ -16,7 +16,7 @@ from ...pictures import color
 from ...pictures.resizing import resize_bicubic
 from ...tiling.upscaling import pass_sizes
 from ...tiling.working_size import working_size
-from ..attachment import loaded_base, trained_size
+from ..base import base_of
 from ..feedback import RestoreReport
 from ..images import split_alpha
 from ..patch.applied import AUTO, check_mask_counts
@@ -101,13 +101,17 @@ def restore(
     )
     check_pictures(shape_of_latent(model, len(rgb), (height, width), cell), cell)
     started = time.monotonic()
-    # A bundled model is made for portraits of one size.
-    bundled = loaded_base(model).info.bundled is not None
+    base = base_of(model)
     given = rgb.shape[2], rgb.shape[3]
-    known = known_factor(identities, given, trained_size(model), bundled)
-    sizes = pass_sizes(given, (height, width), chosen.upscaling, known, bundled)
+    known = known_factor(identities, given, base.trained_size, base.portraits_only)
+    sizes = pass_sizes(given, (height, width), chosen.upscaling, known, base.portraits_only)
     kept = torch.zeros(len(rgb), dtype=torch.bool)  # images that are left as they are
-    if bundled and known is not None and chosen.upscaling == "auto" and not chosen.tile_size:
+    if (
+        base.portraits_only
+        and known is not None
+        and chosen.upscaling == "auto"
+        and not chosen.tile_size
+    ):
         (full,) = sizes
         working, kept = working_size(rgb, full, known)
         sizes = [working]
@@ -183,7 +187,7 @@ def _check_noise_levels(model: Any, settings: RestoreSettings) -> None:
 
 
 def _prompts(model: Any, positive: Any, negative: Any) -> tuple[Any, Any]:
-    empty = loaded_base(model).empty_prompt
+    empty = base_of(model).empty_prompt
     if empty is None and (positive is None or negative is None):
         raise PFStorerError(
             "The checkpoint has no text encoder, so there is no empty prompt; connect positive "

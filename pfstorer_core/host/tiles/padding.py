@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from ...areas import area_mean
 from ...tiling.grid import Tile
 from ...tiling.upscaling import Size
+from ..base import base_of
 from ..patch.model import restorer_wrapper, set_identities
-from ..sites import size_step
 
 
 def padded_size(model: Any, size: Size, cell: int) -> Size:
@@ -27,7 +27,7 @@ def padded_size(model: Any, size: Size, cell: int) -> Size:
         size: of the picture in pixels.
         cell: pixels per latent pixel.
     """
-    step = cell * size_step(model.model.diffusion_model)
+    step = cell * base_of(model).size_step
     height, width = (max(2, -(-side // step)) * step for side in size)
     return height, width
 

@@ -10,9 +10,8 @@ import comfy.model_management as mm
 import torch
 
 from ...errors import PFStorerError
-from ..attachment import trained_size
+from ..base import base_of
 from ..memory import available_memory
-from ..sites import size_step
 from .layout import TileLayout
 
 # The host, too, takes half more than its estimate before it puts conditions into one batch.
@@ -86,7 +85,7 @@ def plan_tiles(
     """
     if not 0 <= overlap <= 0.75:
         raise PFStorerError(f"The overlap is {overlap}; choose a share of the tile from 0 to 0.75.")
-    step = size_step(model.model.diffusion_model)
+    step = base_of(model).size_step
     smallest = _SMALLEST_TILE * step
     if tile_size and tile_size < smallest * cell:
         raise PFStorerError(
@@ -96,7 +95,7 @@ def plan_tiles(
     if tile_batch < 0 or tile_size < 0:
         raise PFStorerError("Tile size and batch are numbers of 0 (automatic) or more.")
     batch, channels, height, width = latent_shape
-    trained = trained_size(model) // cell
+    trained = base_of(model).trained_size // cell
     tile = tile_size // cell // step * step or _best_tile(height, width, trained, overlap, step)
     free = available_memory(model)
     conditions = 1 if cfg == 1 else 2

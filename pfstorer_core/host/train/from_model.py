@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from comfy.model_sampling import EDM, EPS, V_PREDICTION, X0
 from torch import Tensor, nn
 
 from ...errors import PFStorerError
 from ...training.losses import noise_schedule
+from ..base import noise_schedule_of
 from ..load.unet import build_unet
 
 if TYPE_CHECKING:
@@ -25,22 +25,20 @@ def training_schedule(model: Any) -> DDPMScheduler:
     Raises:
         PFStorerError: it predicts neither noise nor v, or has no timesteps of its own.
     """
+    kind, sigmas = noise_schedule_of(model)
     sampling = model.get_model_object("model_sampling")
-    sigmas = sampling.sigmas
-    steps = sampling.timestep(sigmas).round().long().cpu()
+    steps = sampling.timestep(sampling.sigmas).round().long().cpu()
     if not torch.equal(steps, torch.arange(len(sigmas))):
         raise PFStorerError(
             "The MODEL has a noise schedule that its UNet was not trained with; leave out the node "
             "that changes the model's sampling."
         )
-    if isinstance(sampling, V_PREDICTION) and not isinstance(sampling, EDM):
-        return noise_schedule("v_prediction", sigmas)
-    if isinstance(sampling, EPS) and not isinstance(sampling, (V_PREDICTION, X0)):
-        return noise_schedule("epsilon", sigmas)
-    raise PFStorerError(
-        f"The MODEL is a {model.model.model_type.name} model; trainings need Stable Diffusion 1.5 "
-        "or 2.1, whose UNet predicts noise or v."
-    )
+    if kind is None:
+        raise PFStorerError(
+            f"The MODEL is a {model.model.model_type.name} model; trainings need Stable Diffusion "
+            "1.5 or 2.1, whose UNet predicts noise or v."
+        )
+    return noise_schedule(kind, sigmas)
 
 
 def scaled_encoder(model: Any, vae: Any) -> Callable[[Tensor], Tensor]:

@@ -28,11 +28,11 @@ from ...training.identity import (
     identity_objective,
 )
 from ...training.loop import fit
-from ..attachment import loaded_base, trained_size
+from ..base import Base, base_of
 from ..measure.faces import face_finder
 from ..memory import lack_of_memory_told
 from ..patch.model import restorer_wrapper
-from ..sites import find_identity_sites, size_step
+from ..sites import find_identity_sites
 from .from_model import scaled_encoder, trainable_unet, training_schedule
 from .network import PersonalizedNetwork
 from .preview import preview_sampler
@@ -89,13 +89,13 @@ def train_identity(
         if on_warning is not None:
             on_warning(sentence)
 
-    base = loaded_base(model)
+    base = base_of(model)
     if base.empty_prompt is None:
         raise PFStorerError(
             "The checkpoint has no text encoder; choose one with a text encoder for training."
         )
     schedule = training_schedule(model)
-    size = _view_size(model, vae, config.size)
+    size = _view_size(base, config.size)
     device = model.load_device
     precision = _precision(config.mixed_precision, device, warn)
     check_precision(precision, device)
@@ -174,11 +174,11 @@ def _pictures(photos: Sequence[Tensor]) -> list[Tensor]:
     return pictures
 
 
-def _view_size(model: Any, vae: Any, wanted: int) -> int:
-    step = vae.spacial_compression_encode() * size_step(model.model.diffusion_model)
+def _view_size(base: Base, wanted: int) -> int:
+    step = base.cell * base.size_step
     if wanted % step:
         raise PFStorerError(f"The views' size is {wanted} pixels; choose a multiple of {step}.")
-    return wanted or trained_size(model)
+    return wanted or base.trained_size
 
 
 def _precision(wanted: str, device: torch.device, warn: Callable[[str], None]) -> str:

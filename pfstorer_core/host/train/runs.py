@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...errors import PFStorerError
+from ...identities.methods import PFSTORER
 from ...training.identity import IdentityTrainingConfig
 from ...weights.writing import check_writable
 from .network import PersonalizedNetwork
@@ -62,6 +63,8 @@ def run_key(
     info = network.adapter.info
     settings = {k: v for k, v in config.to_dict().items() if k != "preview_every"}
     settings["checkpointing"] = False  # it changes no result, so a run may go on with it
+    if config.method == PFSTORER:
+        del settings["method"]  # runs that were begun before methods had names go on
     facts = [STATE_VERSION, info.base_fingerprint, info.unet_digest, settings]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for picture in pictures:

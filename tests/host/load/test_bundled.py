@@ -18,7 +18,7 @@ from tiny_models import LATENT, TOKENS, UNET, image, write_bundled
 import nodes
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host.attachment import loaded_base
+from pfstorer_core.host.base import base_of
 from pfstorer_core.restorers import files as restorer_files
 
 
@@ -42,13 +42,13 @@ class TestBundled:
         sampling = model.get_model_object("model_sampling")
         assert isinstance(sampling, comfy.model_base.comfy.model_sampling.V_PREDICTION)
         assert sampling.sigma_max.item() == pytest.approx(14.6146, abs=1e-3)
-        assert loaded_base(model).info.name == "tiny"
+        assert base_of(model).info.name == "tiny"
 
     def test_an_epsilon_model_predicts_noise(self, tmp_path: Path) -> None:
         model, _, _ = host.load_base_restorer(write_bundled(tmp_path / "e.safetensors", "epsilon"))
         sampling = model.get_model_object("model_sampling")
         assert not isinstance(sampling, comfy.model_base.comfy.model_sampling.V_PREDICTION)
-        assert sample(model, loaded_base(model).empty_prompt).isfinite().all()
+        assert sample(model, base_of(model).empty_prompt).isfinite().all()
 
     def test_any_text_is_encoded_as_the_learned_prompt(self, loaded, path: Path) -> None:
         _, clip, _ = loaded
@@ -86,7 +86,7 @@ class TestBundled:
         copy_of_model = build(*arguments, disable_dynamic=True)
         second = model.clone(model_override=copy_of_model.get_clone_model_override())
         assert second.model is not model.model
-        prompt = loaded_base(model).empty_prompt
+        prompt = base_of(model).empty_prompt
         assert torch.equal(sample(second, prompt), sample(model, prompt))
         weight = second.model.diffusion_model.out[2].weight
         assert not weight.is_inference()

@@ -19,7 +19,7 @@ from tiny_models import ENCODER, UNET, image, random_restorer, write_bundled
 import nodes
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host.attachment import RESTORER_KEY, loaded_base
+from pfstorer_core.host.base import RESTORER_KEY, base_of
 from pfstorer_core.host.load.unet import build_unet
 from pfstorer_core.restorers import files as restorer_files
 
@@ -88,7 +88,7 @@ class TestStableDiffusion:
         assert type(model.model.model_config).__name__ == expected
         assert isinstance(model.get_model_object("latent_format"), comfy.latent_formats.SD15)
         assert clip is None
-        assert loaded_base(model).empty_prompt is None
+        assert base_of(model).empty_prompt is None
         dtype = model.model.get_dtype_inference()
         (patcher,) = model.get_additional_models_with_key(RESTORER_KEY)
         assert {p.dtype for p in patcher.model.parameters()} == {dtype}
@@ -192,7 +192,7 @@ def test_a_whole_stable_diffusion_checkpoint_restores_without_text_nodes(
     restorer = write_restorer(tmp_path / "r.safetensors", SD15, "epsilon")
     model, clip, vae = host.load_base_restorer(restorer, tmp_path / "v1-5.safetensors")
 
-    ((cond, _),) = loaded_base(model).empty_prompt
+    ((cond, _),) = base_of(model).empty_prompt
     ((same, _),) = nodes.CLIPTextEncode().encode(clip, "")[0]
     assert cond.shape == (1, 77, 768)
     assert torch.equal(cond, same)

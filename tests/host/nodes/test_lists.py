@@ -11,7 +11,7 @@ from tiny_models import image, random_adapter, write_bundled
 
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host.attachment import loaded_base
+from pfstorer_core.host.base import base_of
 from pfstorer_core.host.images import encode_lq
 from pfstorer_core.host.patch.lq import matching_items
 from pfstorer_core.host.sites import find_identity_sites
@@ -29,7 +29,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def pack_adapter(pack: Pack, model: Any, name: str) -> Any:
     """An untrained adapter of the plugin as ComfyUI loaded it."""
     adapters = pack.module("pfstorer_core.identities.adapter")
-    base = pack.module("pfstorer_core.host.attachment").loaded_base(model)
+    base = pack.module("pfstorer_core.host.base").base_of(model)
     info = adapters.AdapterInfo(
         name,
         base.info.name,
@@ -48,7 +48,7 @@ def pictures(count: int) -> torch.Tensor:
 
 
 def sampled(model: Any, latent: torch.Tensor) -> torch.Tensor:
-    prompt = loaded_base(model).empty_prompt
+    prompt = base_of(model).empty_prompt
     noise = torch.zeros_like(latent)
     return comfy.sample.sample(
         model, noise, 2, 1.0, "euler", "normal", prompt, prompt, latent, seed=0, disable_pbar=True

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host.attachment import RESTORER_KEY, loaded_base
+from pfstorer_core.host.base import RESTORER_KEY, base_of
 from pfstorer_core.host.load import bundled
 from pfstorer_core.host.patch.applied import IDENTITY_KEY
 from pfstorer_core.host.patch.bare_unet import restorer_options
@@ -326,7 +326,7 @@ def test_another_checkpoint_of_the_same_shape_is_refused(tmp_path: Path, ada) ->
     """The restorer alone does not make the base."""
     path = write_bundled(tmp_path / "same.safetensors")
     model = host.load_base_restorer(path)[0]
-    known = dataclasses.replace(ada.info, unet_digest=loaded_base(model).unet_digests[0])
+    known = dataclasses.replace(ada.info, unet_digest=base_of(model).unet_digests[0])
     other = IdentityAdapter(known)
     other.load_state_dict(ada.state_dict())
     host.apply_identity(model, other)

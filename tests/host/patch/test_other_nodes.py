@@ -17,7 +17,7 @@ from tiny_models import image, latents, prompt, random_adapter, write_bundled
 
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host.attachment import RESTORER_KEY
+from pfstorer_core.host.base import RESTORER_KEY
 from pfstorer_core.host.feedback import RestoreReport
 from pfstorer_core.host.tiles.step_caches import StepCaches
 from pfstorer_core.measures.metrics import psnr

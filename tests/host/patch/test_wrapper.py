@@ -17,7 +17,7 @@ from tiny_models import latents, prompt, write_bundled
 
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host.attachment import RESTORER_KEY
+from pfstorer_core.host.base import RESTORER_KEY
 from pfstorer_core.host.load import bundled
 from pfstorer_core.host.patch import lq
 from pfstorer_core.host.patch.bare_unet import restorer_options

@@ -10,7 +10,7 @@ from tiny_models import image, random_adapter, untrained_adapter, write_bundled
 from torch import Tensor
 
 from pfstorer_core import host
-from pfstorer_core.host.attachment import RESTORER_KEY, loaded_base
+from pfstorer_core.host.base import RESTORER_KEY, base_of
 from pfstorer_core.host.feedback import RestoreReport
 from pfstorer_core.host.patch.applied import AUTO
 from pfstorer_core.host.patch.model import restorer_wrapper
@@ -103,7 +103,7 @@ def test_whom_it_leaves_out(loaded, ada) -> None:
 def test_restorers_whose_scores_nobody_knows(loaded, ada) -> None:
     model = host.apply_identity(loaded[0], ada).clone()
     assert can_check_persons(model)
-    carried = loaded_base(model)
+    carried = base_of(model)
     info = dataclasses.replace(carried.info, bundled=None)
     model.set_attachments(RESTORER_KEY, dataclasses.replace(carried, info=info))
     assert not can_check_persons(model)

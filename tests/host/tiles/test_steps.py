@@ -13,7 +13,7 @@ from tiny_models import latents, write_bundled
 from torch import Tensor
 
 from pfstorer_core import host
-from pfstorer_core.host.attachment import RESTORER_KEY
+from pfstorer_core.host.base import RESTORER_KEY
 from pfstorer_core.host.conditions import with_options
 from pfstorer_core.host.patch.lq import STEP
 from pfstorer_core.host.patch.model import set_lq_latent

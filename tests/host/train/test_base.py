@@ -23,7 +23,7 @@ from pfstorer_core.training.loop import LoopConfig
 from pfstorer_core.training.photo_views import PhotoViews
 
 ENCODER = EncoderConfig(
-    in_channels=load(MINI_RESTORER_PATH).info.encoder.in_channels,
+    in_channels=load(MINI_RESTORER_PATH).info.config.in_channels,
     model_channels=32,
     out_channels=32,
     num_res_blocks=1,

@@ -16,7 +16,7 @@ from torch import Tensor
 from pfstorer_core import host
 from pfstorer_core.drawn.portraits import portrait_set
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.host.attachment import RESTORER_KEY, loaded_base
+from pfstorer_core.host.base import RESTORER_KEY, base_of
 from pfstorer_core.host.load.bundled import load_bundled
 from pfstorer_core.host.load.folders import MINI_RESTORER_PATH
 from pfstorer_core.host.sites import find_identity_sites
@@ -103,8 +103,8 @@ def test_the_adapter_is_described_and_changes_the_result(loaded, whole, tmp_path
     adapter, _ = whole
     info = adapter.info
     assert (info.name, info.photos, info.steps) == ("Ada", 3, 4)
-    assert info.base_name == loaded_base(loaded[0]).info.name == "tiny"
-    assert info.base_fingerprint == loaded_base(loaded[0]).info.fingerprint
+    assert info.base_name == base_of(loaded[0]).info.name == "tiny"
+    assert info.base_fingerprint == base_of(loaded[0]).info.fingerprint
     assert info.context_dim == UNET["context_dim"]
     assert info.site_channels == find_identity_sites(loaded[0].model.diffusion_model)
     assert {p.dtype for p in adapter.parameters()} == {torch.float32}
@@ -326,7 +326,7 @@ def network_of(
     return PersonalizedNetwork(
         trainable_unet(model),
         BaseRestorer.from_state_dict(wrapper.restorer.weights()),
-        loaded_base(model).empty_prompt[0][0][0].clone(),
+        base_of(model).empty_prompt[0][0][0].clone(),
         adapter,
         checkpoint=checkpoint,
     )

@@ -9,7 +9,7 @@ from tiny_models import TOKENS, latents, random_adapter, write_bundled
 from torch import Tensor
 
 from pfstorer_core import host
-from pfstorer_core.host.attachment import RESTORER_KEY, loaded_base
+from pfstorer_core.host.base import RESTORER_KEY, base_of
 from pfstorer_core.host.train.from_model import trainable_unet
 from pfstorer_core.host.train.network import PersonalizedNetwork
 from pfstorer_core.identities.adapter import IdentityAdapter
@@ -31,7 +31,7 @@ def network_of(
     return PersonalizedNetwork(
         trainable_unet(model),
         BaseRestorer.from_state_dict(wrapper.restorer.weights()),
-        loaded_base(model).empty_prompt[0][0][0].clone(),
+        base_of(model).empty_prompt[0][0][0].clone(),
         adapter,
         checkpoint=checkpoint,
     )
@@ -84,7 +84,7 @@ def test_the_network_of_the_training_is_the_model_of_the_sampling(loaded, referr
         return out
 
     applied.add_wrapper_with_key("diffusion_model", "test", record)
-    prompt = loaded_base(model).empty_prompt
+    prompt = base_of(model).empty_prompt
     assert prompt[0][0].shape[1] == TOKENS
     comfy.sample.sample(
         applied,

@@ -13,7 +13,7 @@ from pfstorer_core.drawn.portraits import portrait_set
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.measures.embedding import EmbeddingConfig, EmbeddingNetwork
 from pfstorer_core.measures.similarity import (
-    METADATA_KEY,
+    EMBEDDING_FILE,
     MINI_EMBEDDING_PATH,
     IdentityEmbedding,
     identity_similarity,
@@ -138,7 +138,7 @@ def _rewritten(path: Path, *, text: str | None = None, **tensors: torch.Tensor) 
     """The shipped file with another description or other tensors, under a new name."""
     weights, metadata = read_weights(MINI_EMBEDDING_PATH)
     if text is not None:
-        metadata[METADATA_KEY] = text
+        metadata[EMBEDDING_FILE.key] = text
     write_safetensors(path, {**weights, **tensors}, metadata)
     return path
 
@@ -154,7 +154,7 @@ def test_files_that_hold_no_embedding_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PFStorerError, match="truncated"):
         load_embedding(file)
     for text in ("{", "[]", "{}"):
-        with pytest.raises(PFStorerError, match="description"):
+        with pytest.raises(PFStorerError, match="describes itself wrongly"):
             load_embedding(_rewritten(file, text=text))
     with pytest.raises(PFStorerError, match="format version 2"):
         load_embedding(_rewritten(file, text='{"format_version": 2, "network": {}}'))
@@ -165,7 +165,7 @@ def test_files_that_hold_no_embedding_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"stem": 8}, "do not fit"),
+        ({"stem": 8}, "6 weights of a wrong shape"),
         ({"unheard": 1}, "cannot be read"),
         ({"size": 100}, "multiple"),
         ({"widths": []}, "from 1 to 4096"),

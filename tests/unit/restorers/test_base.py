@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.restorers.base import BaseRestorer
-from pfstorer_core.restorers.info import METADATA_KEY
+from pfstorer_core.restorers.files import RESTORER_FILE
 from pfstorer_core.weights.digests import fingerprint
 
 
@@ -168,7 +168,7 @@ def test_an_odd_encoder_takes_neither_memory_nor_time(
     name: str, value: Any, weights: Weights
 ) -> None:
     content, metadata = bundled(weights)
-    description = json.loads(metadata[METADATA_KEY])
+    description = json.loads(metadata[RESTORER_FILE.key])
     description["encoder"][name] = value
-    with pytest.raises(PFStorerError, match=r"shapes that make no|wrong shape|lacks|description"):
-        BaseRestorer.from_state_dict(content, {METADATA_KEY: json.dumps(description)})
+    with pytest.raises(PFStorerError, match=r"make no restorer|wrong shape|lacks|describes"):
+        BaseRestorer.from_state_dict(content, {RESTORER_FILE.key: json.dumps(description)})

@@ -44,7 +44,7 @@ def test_official_size(goldens: Goldens, tmp_path: Path) -> None:
     weights = fill(layout["structcond"] | layout["sft"])
     torch.save(official(weights), tmp_path / "stablesr_000117.ckpt")
     restorer = load(tmp_path / "stablesr_000117.ckpt")
-    assert restorer.info.encoder == EncoderConfig()
+    assert restorer.info.config == EncoderConfig()
     assert len(restorer.sites) == 22
     assert sum(weight.numel() for weight in restorer.parameters()) == 105_514_240
     save(restorer, tmp_path / "own.safetensors")
@@ -108,14 +108,14 @@ def test_restorer_outlives_its_file(weights: Weights, tmp_path: Path) -> None:
         (["control_model.input_hint_block.0.weight"], "is a ControlNet"),
         (["encoder.conv_in.weight", "decoder.conv_in.weight"], r"is an autoencoder \(VAE\)"),
         (["decoder.conv_in.weight", "decoder.fusion_layer_1.x"], r"feature wrapping \(CFW\)"),
-        (["structcond_stage_model.x"], "holds only the encoder of a restorer without its SFT"),
-        (["input_blocks.1.0.spade.x"], "holds only the SFT blocks of a restorer without its enc"),
+        (["structcond_stage_model.x"], r"\(only the encoder, without its SFT blocks\)"),
+        (["input_blocks.1.0.spade.x"], r"\(only the SFT blocks, without their encoder\)"),
         (["model_ema.structcond_stage_modelx"], "of another kind"),
     ],
 )
 def test_wrong_kinds(keys: list[str], message: str, tmp_path: Path) -> None:
     torch.save({"state_dict": {key: torch.ones(2) for key in keys}}, tmp_path / "w.ckpt")
-    with pytest.raises(PFStorerError, match=rf"^'w.ckpt' .*{message}.*; a restorer file .* needed"):
+    with pytest.raises(PFStorerError, match=rf"^'w.ckpt' .*{message}.*StableSR family"):
         load(tmp_path / "w.ckpt")
 
 

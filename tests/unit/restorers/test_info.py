@@ -6,28 +6,30 @@ from small_restorers import SITES, TINY, Weights, description
 
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.restorers.base import BaseRestorer
-from pfstorer_core.restorers.files import load, save
-from pfstorer_core.restorers.info import METADATA_KEY
+from pfstorer_core.restorers.files import RESTORER_FILE, load, save
 
 
 def test_heads_come_from_the_description(tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, num_heads=8)
     untrained = BaseRestorer.initialise(SITES, config, hidden=32)
     save(untrained, tmp_path / "r.safetensors")
-    assert load(tmp_path / "r.safetensors").info.encoder.num_heads == 8
+    assert load(tmp_path / "r.safetensors").info.config.num_heads == 8
 
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"pfstorer_restorer": "{"}, "damaged description"),
-        ({"pfstorer_restorer": "[]"}, "damaged description"),
-        ({"pfstorer_restorer": "{}"}, "damaged description .*'format_version'"),
-        (description(format_version=2), "format version 2, but this plugin reads .* update"),
-        (description(prediction_type="x0"), "damaged description .*The prediction type is 'x0'"),
-        (description(encoder={"depth": 3}), "damaged description"),
-        (description(encoder={"channel_mult": 3}), "damaged description"),
-        (description(bundled=[1]), "damaged description .*bundled"),
+        ({"pfstorer_restorer": "{"}, "describes itself wrongly"),
+        ({"pfstorer_restorer": "[]"}, "describes itself wrongly"),
+        ({"pfstorer_restorer": "{}"}, "describes itself wrongly .*'format_version'"),
+        (description(format_version=2), "format version 2, but this PFStorer reads .* update"),
+        (
+            description(prediction_type="x0"),
+            "describes itself wrongly .*The prediction type is 'x0'",
+        ),
+        (description(encoder={"depth": 3}), "describes itself wrongly"),
+        (description(encoder={"channel_mult": 3}), "describes itself wrongly"),
+        (description(bundled=[1]), "describes itself wrongly .*bundled"),
         (description(encoder={"out_channels": 32}), "of a wrong shape|lacks"),
     ],
 )
@@ -43,5 +45,5 @@ def test_unknown_prediction_type() -> None:
 
 def test_a_description_nested_too_deeply(weights: Weights) -> None:
     deep = '{"format_version": 1, "name": ' + "[" * 100_000 + "]" * 100_000 + "}"
-    with pytest.raises(PFStorerError, match=r"has a damaged description in its metadata"):
-        BaseRestorer.from_state_dict(weights, {METADATA_KEY: deep})
+    with pytest.raises(PFStorerError, match=r"describes itself wrongly"):
+        BaseRestorer.from_state_dict(weights, {RESTORER_FILE.key: deep})

@@ -28,4 +28,4 @@ def test_official_keys_and_shapes(goldens: Goldens) -> None:
 )
 def test_encoder_is_inferred(config: EncoderConfig) -> None:
     untrained = BaseRestorer.initialise({"middle_block.0": 32}, config, hidden=8)
-    assert BaseRestorer.from_state_dict(untrained.weights()).info.encoder == config
+    assert BaseRestorer.from_state_dict(untrained.weights()).info.config == config
