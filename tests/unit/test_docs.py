@@ -6,10 +6,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from comfyui_client import PACK
 from setup_host import REPO
 
 CORE = REPO / "pfstorer_core"
 TESTS = REPO / "tests"
+README = REPO / "README.md"
+FLOOR = re.search(
+    r'requires-comfyui = ">=(.*)"', (REPO / "pyproject.toml").read_text(encoding="utf-8")
+).group(1)
 HELP = REPO / "nodes" / "web" / "docs"  # what links of all help pages are relative to, for ComfyUI
 PAGES = sorted(
     [
@@ -28,6 +33,7 @@ OUR_FOLDERS = (
     f"benchmarks|docs|example_workflows|nodes|locales|pfstorer_core|scripts|tests|{ANY_ROOM}"
 )
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+WEB = re.compile(rf"/{PACK}/blob/main/([\w./-]+\w)(?:#([\w-]+))?")
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 FILE = re.compile(rf"(?<![\w/.-])((?:{OUR_FOLDERS})/[\w./-]*[\w/])")
 NAME = re.compile(
@@ -145,10 +151,57 @@ def test_files_and_names_on_a_page_exist(page: Path) -> None:
     assert missing_files(text) + missing_names(text) + missing_tests(text) == []
 
 
-def test_the_guides_contents_list_its_sections() -> None:
-    text = (REPO / "docs" / "guide.md").read_text(encoding="utf-8")
+def test_links_to_pages_of_the_repository_lead_there() -> None:
+    """Addresses on the web, in issue forms and the like: the file and the heading are here."""
+    broken = []
+    for path in [*PAGES, REPO / "pyproject.toml", *sorted((REPO / ".github").rglob("*.yml"))]:
+        for place, anchor in WEB.findall(path.read_text(encoding="utf-8")):
+            target = REPO / place
+            if not target.is_file() or (anchor and anchor not in headings(target)):
+                broken.append(f"{path.name}: {place}#{anchor}")
+    assert broken == []
+
+
+def test_the_readme_is_short_and_leads_on() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 90
+    links = {link.partition("#")[0] for link in LINK.findall(text)}
+    wanted = ("guide", "results", "restorers", "nodes", "method", "architecture")
+    assert {f"docs/{page}.md" for page in wanted} <= links
+    for command in (
+        "python3 scripts/demo.py --photos FOLDER --picture FILE",
+        "python3 scripts/check.py",
+        "pip install -r ",
+    ):
+        assert f"\n{command}" in text
+    assert f"ComfyUI {FLOOR} or newer" in text
+
+
+@pytest.mark.parametrize("page", sorted((REPO / "docs").glob("*.md")), ids=page_id)
+def test_a_page_can_be_reached_from_the_readme(page: Path) -> None:
+    reached, new = set(), {README}
+    while new:
+        reached |= new
+        found = {
+            (at.parent / link.partition("#")[0]).resolve()
+            for at in new
+            for link in LINK.findall(CODE.sub("", at.read_text(encoding="utf-8")))
+            if link.partition("#")[0].endswith(".md") and ":" not in link
+        }
+        new = found - reached
+    assert page.resolve() in {path.resolve() for path in reached}
+
+
+def contents_and_sections(page: Path) -> tuple[list[str], list[str]]:
+    text = page.read_text(encoding="utf-8")
     listed = re.findall(r"^- \[(.*?)\]\(#", text, re.MULTILINE)
-    assert listed == re.findall(r"^## (.*)$", text, re.MULTILINE)
+    return listed, re.findall(r"^## (.*)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["guide", "results"])
+def test_contents_list_the_sections(name: str) -> None:
+    listed, sections = contents_and_sections(REPO / "docs" / f"{name}.md")
+    assert listed == sections
 
 
 def test_what_does_not_exist_is_found() -> None:
