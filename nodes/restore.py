@@ -9,10 +9,8 @@ from torch import Tensor
 from ..pfstorer_core.host import condition_on_lq, images, restore
 from ..pfstorer_core.host.feedback import RestoreReport, show_lines
 from ..pfstorer_core.host.patch.chosen_gammas import gamma_report
-from ..pfstorer_core.host.restoring.settings import COLOR_FIXES, STARTS
-from ..pfstorer_core.tiling.upscaling import UPSCALINGS
+from ..pfstorer_core.host.restoring.settings import limits_of
 
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
 MODEL_TOOLTIP = "MODEL of Load Base Restorer; LoRAs may lie between."
 VAE_TOOLTIP = "VAE of Load Base Restorer."
 MAX_SCALE = 20.0
@@ -97,52 +95,43 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed",
-                    default=0,
-                    min=0,
-                    max=MAX_SEED,
+                    **limits_of("seed"),
                     control_after_generate=True,
                     tooltip="Seed of the noise; the same seed gives the same result.",
                 ),
                 io.Int.Input(
                     "steps",
-                    default=20,
-                    min=1,
-                    max=1000,
+                    **limits_of("steps"),
                     tooltip="Sampling steps. More add detail, fewer stay closer to the input.",
                 ),
                 io.Float.Input(
                     "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=30.0,
+                    **limits_of("cfg"),
                     step=0.1,
                     tooltip="Guidance towards the positive prompt; 1 is none and twice as fast.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
+                    **limits_of("sampler_name"),
                     options=samplers.SAMPLERS,
-                    default="euler",
                     tooltip="ComfyUI's sampling algorithm; any works.",
                 ),
                 io.Combo.Input(
                     "scheduler",
+                    **limits_of("scheduler"),
                     options=samplers.SCHEDULERS,
-                    default="normal",
                     tooltip="How the noise falls over the steps; any works.",
                 ),
                 io.Float.Input(
                     "denoise",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
+                    **limits_of("denoise"),
                     step=0.01,
                     advanced=True,
                     tooltip="Share of the noise schedule that is run; below 1 changes less.",
                 ),
                 io.Combo.Input(
                     "start",
-                    options=list(STARTS),
-                    default=STARTS[0],
+                    **limits_of("start"),
                     advanced=True,
                     tooltip=(
                         "What the sampler starts from: 'LQ image' keeps colours and layout better, "
@@ -151,8 +140,7 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "color_fix",
-                    options=list(COLOR_FIXES),
-                    default=COLOR_FIXES[0],
+                    **limits_of("color_fix"),
                     tooltip=(
                         "How the output gets the input's colours: 'wavelet' follows local colour, "
                         "'adain' shifts the picture as a whole."
@@ -160,7 +148,7 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "masked_only",
-                    default=False,
+                    **limits_of("masked_only"),
                     optional=True,
                     tooltip=(
                         "Restore only what lies in the masks of Apply Personalization; the rest of "
@@ -169,8 +157,7 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "upscaling",
-                    options=list(UPSCALINGS),
-                    default=UPSCALINGS[0],
+                    **limits_of("upscaling"),
                     optional=True,
                     advanced=True,
                     tooltip=(
@@ -181,9 +168,7 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "tile_size",
-                    default=0,
-                    min=0,
-                    max=4096,
+                    **limits_of("tile_size"),
                     step=8,
                     optional=True,
                     advanced=True,
@@ -194,9 +179,7 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "overlap",
-                    default=0.25,
-                    min=0.0,
-                    max=0.75,
+                    **limits_of("overlap"),
                     step=0.05,
                     optional=True,
                     advanced=True,
@@ -204,18 +187,14 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "tile_batch",
-                    default=0,
-                    min=0,
-                    max=64,
+                    **limits_of("tile_batch"),
                     optional=True,
                     advanced=True,
                     tooltip="Tiles computed at once; 0 chooses it from the free memory.",
                 ),
                 io.Float.Input(
                     "fidelity",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
+                    **limits_of("fidelity"),
                     step=0.05,
                     optional=True,
                     advanced=True,
@@ -226,18 +205,14 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "feather",
-                    default=16,
-                    min=0,
-                    max=1024,
+                    **limits_of("feather"),
                     optional=True,
                     advanced=True,
                     tooltip="With masked_only: pixels over which a mask's edge fades.",
                 ),
                 io.Int.Input(
                     "encoder_interval",
-                    default=1,
-                    min=1,
-                    max=100,
+                    **limits_of("encoder_interval"),
                     optional=True,
                     advanced=True,
                     tooltip=(
@@ -247,7 +222,7 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "check_person",
-                    default=True,
+                    **limits_of("check_person") | {"default": True},
                     optional=True,
                     advanced=True,
                     tooltip=(

@@ -11,6 +11,7 @@ from ..pfstorer_core.host import train_identity
 from ..pfstorer_core.host.feedback import NodeProgress
 from ..pfstorer_core.host.load import folders
 from ..pfstorer_core.identities.adapter import IdentityAdapter
+from ..pfstorer_core.identities.methods import METHODS
 from ..pfstorer_core.training.identity import PRECISIONS, PRESETS
 from .identity import Identity
 from .lists import paired
@@ -140,7 +141,7 @@ class TrainIdentityAdapter(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "Side of the training views in pixels; 0 is what the base was made for "
-                        "(512 with Stable Diffusion, 128 with the mini restorer)."
+                        "(512 or 768 with Stable Diffusion, 128 with the mini restorer)."
                     ),
                 ),
                 io.Combo.Input(
@@ -164,6 +165,7 @@ class TrainIdentityAdapter(io.ComfyNode):
                     advanced=True,
                     tooltip="Steps between two previews; 0 shows the last only.",
                 ),
+                *_methods(),
             ],
             outputs=[
                 Identity.Output(
@@ -228,6 +230,14 @@ class TrainIdentityAdapter(io.ComfyNode):
         if progress.sheet is None:
             raise PFStorerError("The training gave no report; this is a fault of PFStorer.")
         return adapter, progress.sheet.movedim(0, -1)[None]
+
+
+def _methods() -> list[io.Combo.Input]:
+    """Returns the choice of a method, once there is one."""
+    if len(METHODS) == 1:
+        return []
+    tooltip = "How the person is written into the UNet."
+    return [io.Combo.Input("method", options=list(METHODS), advanced=True, tooltip=tooltip)]
 
 
 def _preset_tooltip() -> str:

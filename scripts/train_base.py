@@ -62,7 +62,7 @@ def main() -> None:
     import comfy.sd
 
     from pfstorer_core.degradation.presets import PRESETS
-    from pfstorer_core.host.train.base import train_base_restorer
+    from pfstorer_core.host.train.base import BaseTraining, NewRestorer, Pairs, train_base_restorer
     from pfstorer_core.pictures.photos import list_photos
     from pfstorer_core.restorers.files import save
     from pfstorer_core.training.base import BaseTrainingConfig
@@ -72,28 +72,23 @@ def main() -> None:
     photos = list_photos(options.photos, smallest=options.size / 2)
     logging.info("%d photos", len(photos))
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(options.checkpoint))
+    views = PhotoViews(photos, options.size, options.tight)
+    loop = LoopConfig(
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        warmup_steps=min(500, options.steps // 10),
+        ema_decay=0.9999,
+        mixed_precision=options.mixed_precision,
+        capture=True,
+        check_every=10,
+        seed=options.seed,
+    )
     restorer, done = train_base_restorer(
-        model,
-        clip,
-        vae,
-        PhotoViews(photos, options.size, options.tight),
-        [(1.0, PRESETS["face"])],
+        (model, clip, vae),
+        NewRestorer(options.name),
+        Pairs(views, [(1.0, PRESETS["face"])], options.pairs, options.workers),
+        BaseTraining(loop, BaseTrainingConfig(batch=options.batch), options.max_seconds),
         options.out,
-        loop=LoopConfig(
-            steps=options.steps,
-            learning_rate=options.learning_rate,
-            warmup_steps=min(500, options.steps // 10),
-            ema_decay=0.9999,
-            mixed_precision=options.mixed_precision,
-            capture=True,
-            check_every=10,
-            seed=options.seed,
-        ),
-        training=BaseTrainingConfig(batch=options.batch),
-        name=options.name,
-        pairs=options.pairs,
-        workers=options.workers,
-        max_seconds=options.max_seconds,
     )
     path = options.out / f"{options.name}.safetensors"
     save(restorer, path)

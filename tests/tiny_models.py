@@ -67,7 +67,7 @@ def random_restorer(
     channels = {site: found[0] for site, found in find_sft_sites(unet).items()}
     torch.manual_seed(1)
     restorer = BaseRestorer.initialise(
-        channels, encoder, 32, name="tiny", prediction_type=prediction_type
+        channels, encoder, hidden=32, name="tiny", prediction_type=prediction_type
     )
     randomise(restorer)
     return restorer
@@ -83,8 +83,15 @@ def write_bundled(path: Path, prediction_type: str = "v_prediction") -> Path:
     torch.manual_seed(0)
     unet = build_unet(copy.deepcopy(UNET))
     randomise(unet)
+    restorer_files.save(
+        bundled_of(random_restorer(unet, prediction_type=prediction_type), unet), path
+    )
+    return path
+
+
+def bundled_of(restorer: BaseRestorer, unet: nn.Module) -> BaseRestorer:
+    """Returns a restorer that brings a UNet along, and an autoencoder and a prompt."""
     autoencoder = PatchAutoencoder(AUTOENCODER)
-    restorer = random_restorer(unet, prediction_type=prediction_type)
     state = {UNET_PREFIX + key: value for key, value in unet.state_dict().items()}
     state |= {"first_stage_model." + k: v for k, v in autoencoder.state_dict().items()}
     state["cond_stage_model.prompt"] = torch.randn(TOKENS, UNET["context_dim"])
@@ -96,8 +103,7 @@ def write_bundled(path: Path, prediction_type: str = "v_prediction") -> Path:
         "schedule": {**SCHEDULE, "timesteps": 1000},
     }
     restorer.info = replace(restorer.info, bundled=description)
-    restorer_files.save(restorer, path)
-    return path
+    return restorer
 
 
 def comfy_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +143,7 @@ def golden_model(goldens: Goldens, name: str) -> tuple[Any, BaseRestorer]:
     encoder = EncoderConfig(**{key: settings[key] for key in names})
     sites = find_sft_sites(unet)
     channels = {site: sites[site][0] for site in item["spade_blocks"]}
-    blank = BaseRestorer.initialise(channels, encoder, 128)
+    blank = BaseRestorer.initialise(channels, encoder, hidden=128)
     restorer = BaseRestorer.from_state_dict(
         fill({key: value.shape for key, value in blank.weights().items()})
     )

@@ -14,9 +14,9 @@ from ..restorers.info import RestorerInfo
 from .sites import size_step
 
 RESTORER_KEY = "pfstorer"  # of what a restorer adds to its MODEL: wrappers, models, the attachment
-# Side in pixels of the pictures that Stable Diffusion was trained on, by what its UNet predicts: of
-# 2.x only the larger variant predicts v. Published restorers do not say what they were trained on.
-_STABLE_DIFFUSION_SIZES = {"epsilon": 512, "v_prediction": 768}
+# Published restorers do not say at which size they were trained: that of their Stable Diffusion. Of
+# 2.x, whose text features are 1024 wide, the larger variant predicts v.
+_SIZE, _LARGER_SIZE = 512, 768  # px
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +63,16 @@ def describe(
         digests: of the UNet, see `sites.unet_digests`.
     """
     info, unet_config = restorer.info, model.model.model_config.unet_config
+    context_dim = unet_config.get("context_dim")
     prediction_type, sigmas = noise_schedule_of(model)
     bundled = info.bundled is not None
     return Base(
         info=info,
-        trained_size=info.size or _usual_size(info, prediction_type),
+        trained_size=info.size or _usual_size(info, context_dim, prediction_type),
         cell=vae.spacial_compression_encode(),
         latent_channels=restorer.latent_channels,
         size_step=size_step(model.model.diffusion_model),
-        context_dim=unet_config.get("context_dim"),
+        context_dim=context_dim,
         pooled_dim=unet_config.get("adm_in_channels"),
         prediction_type=prediction_type,
         sigmas=sigmas,
@@ -114,7 +115,7 @@ def noise_schedule_of(model: Any) -> tuple[str | None, Tensor]:
     return kind, sampling.sigmas.detach().float().cpu()
 
 
-def _usual_size(info: RestorerInfo, prediction_type: str | None) -> int:
+def _usual_size(info: RestorerInfo, context_dim: int, prediction_type: str | None) -> int:
     if info.bundled is not None:
         return int(info.bundled["unet"]["image_size"]) * int(info.bundled["latent"]["downscale"])
-    return _STABLE_DIFFUSION_SIZES[prediction_type or "epsilon"]
+    return _LARGER_SIZE if (context_dim, prediction_type) == (1024, "v_prediction") else _SIZE

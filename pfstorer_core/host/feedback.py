@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import comfy.model_management as mm
@@ -49,6 +49,11 @@ class RestoreReport:
         logger.info("Tiled Restore: %s", self._pass + text)
         self.lines.append(self._pass + text)
         self._show("")
+
+    def add(self, lines: Iterable[str]) -> None:
+        """Adds lines that stay."""
+        for text in lines:
+            self.line(text)
 
     def status(self, text: str) -> None:
         """Shows what is being done now."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..weights.checks import part_of
 from ..weights.digests import fingerprint
 from .info import RestorerInfo
 
@@ -201,6 +202,27 @@ class BaseRestorer(nn.Module, abc.ABC):
         restorer = family_of_config(config).untrained(info, site_channels, **sizes)
         restorer.info = dataclasses.replace(info, fingerprint=fingerprint(restorer.weights()))
         return restorer
+
+    def take(
+        self, weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str
+    ) -> BaseRestorer:
+        """Gives a restorer that was built on "meta" copies of weights by checkpoint key.
+
+        Made outside of inference mode, in which ComfyUI runs its nodes, they can be trained.
+        """
+        with torch.inference_mode(False):
+            for prefix, module in self.parts.items():
+                copies = {
+                    key: tensor.to(device, dtype, copy=True)
+                    for key, tensor in part_of(weights, prefix).items()
+                }
+                module.load_state_dict(copies, assign=True)
+        return self
+
+    def copy_for_training(self, dtype: torch.dtype) -> BaseRestorer:
+        """Returns a copy on the CPU that can be trained, with layers of `torch.nn`."""
+        weights = self.weights()
+        return type(self).build(self.info, weights, device="meta").take(weights, dtype, "cpu")
 
     def weights(self) -> dict[str, Tensor]:
         """Returns the weights by checkpoint key."""

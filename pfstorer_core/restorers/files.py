@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import PFStorerError
-from ..weights.checks import check_numbers, check_shapes, part_of
+from ..weights.checks import check_numbers, check_shapes
 from ..weights.described import DescribedKind, named
 from ..weights.digests import fingerprint
 from ..weights.reading import read_weights
@@ -131,17 +130,12 @@ def build_restorer(
     stored = {tensor.dtype for tensor in given.values()}
     dtype = place.dtype or (stored.pop() if len(stored) == 1 else torch.float32)
     info = dataclasses.replace(info, fingerprint=fingerprint(given))
-    # The module has no memory of its own; it takes over the one copy that is made of each tensor.
-    # The copy needs the file no more and, made outside of inference mode, can be trained.
+    # The module has no memory of its own; it takes over the one copy that is made of each tensor,
+    # which needs the file no more.
+    restorer = family.build(info, given, dtype=dtype, device="meta", operations=place.operations)
     with torch.inference_mode(False):
-        restorer = family.build(
-            info, given, dtype=dtype, device="meta", operations=place.operations
-        )
         restorer.bundled_state = {key: value.clone() for key, value in bundled.items()} or None
-        for prefix, module in restorer.parts.items():
-            weights = _copies(part_of(given, prefix), dtype, place.device or "cpu")
-            module.load_state_dict(weights, assign=True)
-    return restorer
+    return restorer.take(given, dtype, place.device or "cpu")
 
 
 def _parse(values: dict[str, Any]) -> tuple[type[BaseRestorer], RestorerInfo]:
@@ -163,9 +157,3 @@ def _parse(values: dict[str, Any]) -> tuple[type[BaseRestorer], RestorerInfo]:
         size=values.get("size"),
     )
     return family, info
-
-
-def _copies(
-    weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device | str
-) -> dict[str, Tensor]:
-    return {key: tensor.to(device, dtype, copy=True) for key, tensor in weights.items()}

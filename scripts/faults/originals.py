@@ -133,7 +133,7 @@ def _restorer() -> restorer_files.BaseRestorer:
     sites = {site: channels for site, (channels, _) in find_sft_sites(unet).items()}
     encoder = EncoderConfig(4, 32, 32, 1, (2,), (1, 1), 4)
     restorer = restorer_files.BaseRestorer.initialise(
-        sites, encoder, 32, name="small", prediction_type="v_prediction"
+        sites, encoder, hidden=32, name="small", prediction_type="v_prediction"
     )
     _randomised(restorer)
     state = {f"model.diffusion_model.{k}": v for k, v in unet.state_dict().items()}

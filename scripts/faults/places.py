@@ -181,7 +181,8 @@ def write_restorer(path: Path) -> None:
 
     torch.manual_seed(0)
     sites = {"input_blocks.1.0": 32, "output_blocks.1.0": 64}
-    save(BaseRestorer.initialise(sites, EncoderConfig(4, 32, 32, 1, (2,), (1, 1), 4), 32), path)
+    encoder = EncoderConfig(4, 32, 32, 1, (2,), (1, 1), 4)
+    save(BaseRestorer.initialise(sites, encoder, hidden=32), path)
 
 
 def training_cases(place: Place, folder: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...areas import area_mean
 from ...errors import PFStorerError
-from ...identities.block import PersonalizationBlock
+from ...identities.base import IdentityBlock
 from .applied import AppliedIdentity
 from .masks import GAMMA_COND, MASK_COND, TEXT_COND
 from .references import references_by_site
@@ -28,7 +28,7 @@ class Addition:
         reference: (1, N, C) tokens of the references' features.
     """
 
-    block: PersonalizationBlock
+    block: IdentityBlock
     strength: float | Tensor
     weight: Tensor | None
     reference: Tensor | None

@@ -89,8 +89,8 @@ def set_lq_latent(model_patcher: Any, lq_latent: Tensor, encoder_interval: int =
     return model
 
 
-def compile_note(model_patcher: Any) -> str | None:
+def compile_note(model_patcher: Any) -> list[str]:
     """Returns what to tell the user where a node has compiled a restorer's MODEL."""
     if not model_patcher.get_wrappers(WrappersMP.APPLY_MODEL, COMPILE_KEY):
-        return None
-    return "torch.compile does not speed up a MODEL with a restorer, which runs as without it"
+        return []
+    return ["torch.compile does not speed up a MODEL with a restorer, which runs as without it"]

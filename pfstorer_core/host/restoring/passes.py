@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from ...areas import area_mean
+from ...errors import PFStorerError
 from ...pictures import color
-from ..base import base_of
+from ...pictures.resizing import resize_bicubic
 from ..feedback import RestoreReport
 from ..images import VAE_ADVICE, check_finite
 from ..patch.model import restorer_wrapper, set_lq_latent
 from ..tiles.layout import TileLayout
-from ..tiles.padding import pad_conditioning, pad_masks, padded_size
-from ..tiles.plan import TilePlan, plan_tiles
+from ..tiles.padding import pad_conditioning, pad_masks
 from ..tiles.steps import TiledSteps, set_tiles
 from ..tiles.vae import decode, encode
+from .job import Job, Pass
 from .regions import mask_report, region_of
 from .settings import RestoreSettings
 
@@ -33,62 +34,49 @@ UNET_ADVICE = (
 _PREVIEW_LATENT = 128  # latent pixels; the host's previewers decode what they get as a whole
 
 
-def restore_pass(
-    model: Any,
-    vae: Any,
-    lq: Tensor,
-    original: Tensor,
-    prompts: tuple[Any, Any],
-    plan: TilePlan,
-    settings: RestoreSettings,
-    report: RestoreReport,
-) -> Tensor:
-    """Restores LQ images (B, 3, H, W) at their size, with the colours of the originals.
+def restore_pass(job: Job, work: Pass, lq: Tensor) -> Tensor:
+    """Restores pictures at the size of a pass, with the colours of the originals.
 
-    With `masked_only`, tiles outside all masks come back as the LQ images.
+    With `masked_only`, tiles outside all masks come back as they were.
 
     Args:
-        model: a restorer's MODEL.
-        vae: its VAE, or a CFW decoder.
-        lq: what is restored.
-        original: (B, 3, H, W) what gives its colours.
-        prompts: positive and negative CONDITIONING.
-        plan: tiles, see `plan_pass`.
-        settings: how it is restored.
-        report: takes what is worth telling the user.
+        job: what is restored, and how.
+        work: the pass.
+        lq: (B, 3, H, W) the pictures, or what the pass before made of them.
+
+    Returns:
+        (B, 3, *work.size) in [0, 1].
     """
-    size = lq.shape[2], lq.shape[3]
-    cell = vae.spacial_compression_encode()
-    padded = padded_size(model, size, cell)
-    model = pad_masks(model, size, padded, cell)
+    report, settings, plan = job.report, job.settings, work.plan
+    original = resize_bicubic(job.rgb, work.size).contiguous()
+    lq = original if lq is job.rgb else resize_bicubic(lq, work.size)
+    model = pad_masks(job.model, job.identities, work.size, work.padded, work.latent_shape)
     identities = restorer_wrapper(model).identities
-    controls: dict[int, Any] = {}
-    positive, negative = (pad_conditioning(prompt, size, padded, controls) for prompt in prompts)
-    latent_shape = shape_of_latent(model, len(lq), size, cell)
-    report.line(f"{size[1]} x {size[0]} px in {plan}")
-    for line in mask_report(identities, latent_shape, plan.layout):
-        report.line(line)
+    report.line(f"{work.size[1]} x {work.size[0]} px in {plan}")
+    report.add(mask_report(identities, work.latent_shape, plan.layout))
     region = needed = None
     if settings.masked_only:
-        region = region_of(identities, latent_shape)  # (B, 1, h, w)
+        region = region_of(identities, work.latent_shape)  # (B, 1, h, w)
         needed = region.amax((0, 1)) > 0  # (h, w)
         if not needed.any():
             report.line("All masks are empty, so the picture is only scaled")
             return original.clone()  # it may be the user's own picture
-    around = needed if needed is None else _windows(plan.layout, needed)
     report.status("encoding")
-    latent = encode(vae, lq, padded, around, report.line)  # (B, C, h, w)
-    latent_format = model.get_model_object("latent_format")
-    model = set_lq_latent(model, latent_format.process_in(latent), settings.encoder_interval)
-    model = set_tiles(model, TiledSteps(plan.layout, region, report.tiles, report.line))
+    around = needed if needed is None else _windows(plan.layout, needed)
+    latent = encode(job.vae, lq, work.padded, around, report.line)  # (B, C, h, w)
     check_finite(latent, "The LQ latent that the VAE made", VAE_ADVICE)
+    scaled = model.get_model_object("latent_format").process_in(latent)
+    model = set_lq_latent(model, scaled, settings.encoder_interval)
+    model = set_tiles(model, TiledSteps(plan.layout, region, report.tiles, report.line))
     report.status("sampling")
-    samples = _sample(model, latent, positive, negative, settings, report)
+    controls: dict[int, Any] = {}
+    prompts = [pad_conditioning(x, work.size, work.padded, controls) for x in job.prompts]
+    samples = _sample(model, latent, prompts, settings, report)
     report.status("decoding")
     fidelity = settings.fidelity
-    restored = decode(vae, samples, needed, fidelity=fidelity, lq=lq, tell=report.line)
+    restored = decode(job.vae, samples, needed, fidelity=fidelity, lq=lq, tell=report.line)
     check_finite(restored, "The picture that the VAE decoded", VAE_ADVICE)
-    restored = restored[:, :, : size[0], : size[1]]  # (B, 3, H, W)
+    restored = restored[:, :, : work.size[0], : work.size[1]]
     original = original.to(restored)
     if settings.color_fix == "wavelet":
         color.wavelet_fix(restored, original, out=restored)
@@ -97,28 +85,26 @@ def restore_pass(
     return restored
 
 
-def shape_of_latent(
-    model: Any, batch: int, size: tuple[int, int], cell: int
-) -> tuple[int, int, int, int]:
-    """Returns the shape of the latent of pictures (height, width), once they are padded."""
-    channels = base_of(model).latent_channels
-    height, width = padded_size(model, size, cell)
-    return batch, channels, height // cell, width // cell
+def check_noise_levels(model: Any, settings: RestoreSettings) -> None:
+    """Checks that scheduler and steps give noise levels that can be sampled.
 
-
-def plan_pass(
-    model: Any, shape: tuple[int, int, int, int], cell: int, settings: RestoreSettings
-) -> TilePlan:
-    """Returns the tiles of a pass whose latent has a shape (B, C, h, w), see `plan_tiles`."""
-    return plan_tiles(
+    Raises:
+        PFStorerError: they do not.
+    """
+    sampler = comfy.samplers.KSampler(
         model,
-        shape,
-        cell,
-        tile_size=settings.tile_size,
-        overlap=settings.overlap,
-        tile_batch=settings.tile_batch,
-        cfg=settings.cfg,
+        settings.steps,
+        model.load_device,
+        settings.sampler_name,
+        settings.scheduler,
+        settings.denoise,
+        model.model_options,
     )
+    if not sampler.sigmas.isfinite().all():
+        raise PFStorerError(
+            f"The scheduler '{settings.scheduler}' gives no finite noise levels for "
+            f"{settings.steps} step(s); choose another scheduler or more steps."
+        )
 
 
 def _windows(layout: TileLayout, needed: Tensor) -> Tensor:
@@ -135,8 +121,7 @@ def _windows(layout: TileLayout, needed: Tensor) -> Tensor:
 def _sample(
     model: Any,
     lq_latent: Tensor,
-    positive: Sequence[Any],
-    negative: Sequence[Any],
+    prompts: Sequence[Any],
     settings: RestoreSettings,
     report: RestoreReport,
 ) -> Tensor:
@@ -159,8 +144,7 @@ def _sample(
         settings.cfg,
         settings.sampler_name,
         settings.scheduler,
-        positive,
-        negative,
+        *prompts,
         start,
         denoise=settings.denoise,
         seed=settings.seed,

@@ -74,14 +74,6 @@ class PersonCheck:
         )
 
 
-def can_check_persons(model: Any) -> bool:
-    """Whether the limits hold for a restorer's MODEL.
-
-    They were measured with the mini restorer. What another restorer's scores mean is not known.
-    """
-    return base_of(model).checks_persons
-
-
 @torch.no_grad()
 def check_persons(model: Any, vae: Any, images: Tensor, sigma: float = SIGMA) -> list[PersonCheck]:
     """Returns a check for each identity of which it is known where it is.

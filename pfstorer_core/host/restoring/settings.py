@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from ...errors import PFStorerError
 from ...tiling.upscaling import UPSCALINGS
@@ -11,9 +13,13 @@ COLOR_FIXES = ("wavelet", "adain", "none")
 STARTS = ("LQ image", "noise")
 
 
+def _setting(default: Any, **limits: Any) -> Any:
+    return dataclasses.field(default=default, metadata=limits)
+
+
 @dataclass(frozen=True)
 class RestoreSettings:
-    """How pictures are restored.
+    """How pictures are restored; the node's inputs have these defaults and limits.
 
     Args:
         steps: sampling steps.
@@ -37,33 +43,29 @@ class RestoreSettings:
             Only with restorers for which it is calibrated, see `person_check`.
     """
 
-    steps: int = 20
-    cfg: float = 1.0
+    steps: int = _setting(20, min=1, max=1000)
+    cfg: float = _setting(1.0, min=0.0, max=30.0)
     sampler_name: str = "euler"
     scheduler: str = "normal"
-    seed: int = 0
-    denoise: float = 1.0
-    start: str = "LQ image"
-    color_fix: str = "wavelet"
-    tile_size: int = 0
-    overlap: float = 0.25
-    tile_batch: int = 0
-    upscaling: str = "auto"
-    fidelity: float = 0.0
+    seed: int = _setting(0, min=0, max=2**64 - 1)
+    denoise: float = _setting(1.0, min=0.01, max=1.0)
+    start: str = _setting(STARTS[0], options=STARTS)
+    color_fix: str = _setting(COLOR_FIXES[0], options=COLOR_FIXES)
+    tile_size: int = _setting(0, min=0, max=4096)
+    overlap: float = _setting(0.25, min=0.0, max=0.75)
+    tile_batch: int = _setting(0, min=0, max=64)
+    upscaling: str = _setting(UPSCALINGS[0], options=UPSCALINGS)
+    fidelity: float = _setting(0.0, min=0.0, max=1.0)
     masked_only: bool = False
-    feather: int = 16
-    encoder_interval: int = 1
+    feather: int = _setting(16, min=0, max=1024)
+    encoder_interval: int = _setting(1, min=1, max=100)
     check_person: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("start", STARTS),
-            ("color_fix", COLOR_FIXES),
-            ("upscaling", UPSCALINGS),
-        ):
-            value = getattr(self, name)
-            if value not in known:
-                raise PFStorerError(f"{name} is '{value}'; choose one of {', '.join(known)}.")
+        for field in dataclasses.fields(self):
+            value, known = getattr(self, field.name), field.metadata.get("options")
+            if known and value not in known:
+                raise PFStorerError(f"{field.name} is '{value}'; choose one of {', '.join(known)}.")
         if self.steps < 1 or not 0 < self.denoise <= 1 or self.cfg < 0:
             raise PFStorerError(
                 f"There are {self.steps} steps, denoise {self.denoise} and cfg {self.cfg}; choose "
@@ -81,3 +83,10 @@ class RestoreSettings:
                 f"encoder_interval is {self.encoder_interval} and feather {self.feather}; choose 1 "
                 "or more, and 0 or more."
             )
+
+
+def limits_of(name: str) -> dict[str, Any]:
+    """Returns the default and the limits of a setting, as an input of a node takes them."""
+    field = next(x for x in dataclasses.fields(RestoreSettings) if x.name == name)
+    options = {"options": list(field.metadata["options"])} if "options" in field.metadata else {}
+    return {"default": field.default, **field.metadata, **options}

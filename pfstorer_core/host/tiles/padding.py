@@ -15,19 +15,17 @@ from torch.nn import functional as F
 from ...areas import area_mean
 from ...tiling.grid import Tile
 from ...tiling.upscaling import Size
-from ..base import base_of
-from ..patch.model import restorer_wrapper, set_identities
+from ..patch.applied import AppliedIdentity
+from ..patch.model import set_identities
 
 
-def padded_size(model: Any, size: Size, cell: int) -> Size:
+def padded_size(size: Size, step: int) -> Size:
     """Returns the size in pixels at which each level of the UNet has two latent pixels or more.
 
     Args:
-        model: a restorer's MODEL.
         size: of the picture in pixels.
-        cell: pixels per latent pixel.
+        step: pixels per latent pixel of the UNet's coarsest level.
     """
-    step = cell * base_of(model).size_step
     height, width = (max(2, -(-side // step)) * step for side in size)
     return height, width
 
@@ -56,21 +54,27 @@ def padded_window(images: Tensor, padded: Size, window: Tile) -> Tensor:
     return images[:, :, rows][:, :, :, columns]
 
 
-def pad_masks(model: Any, size: Size, padded: Size, cell: int) -> Any:
+def pad_masks(
+    model: Any,
+    identities: Sequence[AppliedIdentity],
+    size: Size,
+    padded: Size,
+    latent_shape: tuple[int, int, int, int],
+) -> Any:
     """Returns a restorer's MODEL whose identities' masks belong to the padded picture's latent.
 
     At the latent's size they are small, for they move to the MODEL's device at every step.
 
     Args:
         model: a restorer's MODEL; stays as it is.
+        identities: those that are applied to it.
         size: of the picture in pixels.
         padded: of the padded picture in pixels.
-        cell: pixels per latent pixel.
+        latent_shape: (B, C, h, w) of its latent.
     """
-    identities = restorer_wrapper(model).identities
     if all(identity.mask is None for identity in identities):
         return model
-    latent = padded[0] // cell, padded[1] // cell
+    latent = latent_shape[2], latent_shape[3]
     fitted = []
     for identity in identities:
         if identity.mask is not None:

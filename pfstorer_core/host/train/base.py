@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,37 +26,67 @@ if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
 
-def train_base_restorer(
-    model: Any,
-    clip: Any,
-    vae: Any,
-    source: PictureSource,
-    degradations: WeightedDegradations,
-    folder: Path,
-    *,
-    loop: LoopConfig,
-    training: BaseTrainingConfig,
-    name: str,
-    encoder: EncoderConfig | None = None,
-    hidden: int = 128,
-    pairs: int = 20_000,
-    workers: int = 0,
-    max_seconds: float | None = None,
-) -> tuple[BaseRestorer, bool]:
-    """Trains encoder and SFT blocks; UNet, text encoder and VAE stay as they are.
+@dataclass(frozen=True)
+class NewRestorer:
+    """A restorer to train.
 
     Args:
-        model, clip, vae: a plain Stable Diffusion from ComfyUI's checkpoint loader.
+        name: of the restorer.
+        config: sizes, whose type tells the family; StableSR's official ones by default.
+        sizes: further ones that the family has, such as StableSR's `hidden`.
+    """
+
+    name: str
+    config: Any = None
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Where a training's pairs of clean and LQ pictures come from.
+
+    Args:
         source: gives clean pictures of one size.
         degradations: (weight, config) of the LQ pictures.
-        folder: where state, log and samples go; a run there is taken up.
-        loop, training: settings.
-        name: of the restorer.
-        encoder: sizes of the encoder; the official ones by default.
-        hidden: hidden channels of the SFT blocks.
-        pairs: newest latent pairs that steps draw from; a tenth is made before the first step.
+        capacity: newest latent pairs that steps draw from; a tenth is made before the first step.
         workers: processes that cut and degrade views meanwhile; 0 does it in this one.
+    """
+
+    source: PictureSource
+    degradations: WeightedDegradations
+    capacity: int = 20_000
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class BaseTraining:
+    """How a restorer is trained.
+
+    Args:
+        loop, objective: settings.
         max_seconds: see `fit`.
+    """
+
+    loop: LoopConfig
+    objective: BaseTrainingConfig
+    max_seconds: float | None = None
+
+
+def train_base_restorer(
+    checkpoint: tuple[Any, Any, Any],
+    new: NewRestorer,
+    pairs: Pairs,
+    training: BaseTraining,
+    folder: Path,
+) -> tuple[BaseRestorer, bool]:
+    """Trains a restorer; UNet, text encoder and VAE stay as they are.
+
+    Args:
+        checkpoint: MODEL, CLIP and VAE of a plain Stable Diffusion from ComfyUI's loader.
+        new: what is trained.
+        pairs: on what.
+        training: how.
+        folder: where state, log and samples go; a run there is taken up.
 
     Returns:
         The restorer with averaged weights, and whether all steps are done.
@@ -64,19 +96,20 @@ def train_base_restorer(
 
     Source: StableSR (arXiv 2305.07015), section 3.1.
     """
+    model, clip, vae = checkpoint
     schedule = training_schedule(model)
     kind = schedule.config["prediction_type"]
     from accelerate import PartialState
 
     processes = PartialState()
     feed = PairFeed(
-        [(1.0, source, degradations)],
+        [(1.0, pairs.source, pairs.degradations)],
         scaled_encoder(model, vae),
         device=processes.device,
-        workers=workers,
-        capacity=pairs,
-        first=pairs // 10,
-        seed=loop.seed + processes.process_index,
+        workers=pairs.workers,
+        capacity=pairs.capacity,
+        first=pairs.capacity // 10,
+        seed=training.loop.seed + processes.process_index,
     )
     shown = feed.shown(4)
     encoding = clip.encode_from_tokens_scheduled(clip.tokenize(""))[0][0]
@@ -84,23 +117,26 @@ def train_base_restorer(
     with torch.inference_mode(False), torch.enable_grad():
         unet = trainable_unet(model)
         channels = {site: channels for site, (channels, _) in find_sft_sites(unet).items()}
-        sizes = encoder or EncoderConfig(in_channels=shown[0].shape[1])
-        torch.manual_seed(loop.seed)
-        restorer = BaseRestorer.initialise(channels, sizes, hidden, name=name, prediction_type=kind)
+        config = new.config or EncoderConfig(in_channels=shown[0].shape[1])
+        torch.manual_seed(training.loop.seed)
+        restorer = BaseRestorer.initialise(
+            channels, config, name=new.name, prediction_type=kind, **new.sizes
+        )
         network = HostNetwork(
             unet, restorer, encoding.detach().clone()[0].float(), train_base=False
         )
-        objective = restoration_objective(feed, schedule, training)
+        objective = restoration_objective(feed, schedule, training.objective)
         done = fit(
             network,
             objective,
-            loop,
+            training.loop,
             folder,
             sample=_sample_sheet(model, vae, shown, schedule),
-            max_seconds=max_seconds,
+            max_seconds=training.max_seconds,
             kept={"feed": feed},
         )
-    restorer.info = dataclasses.replace(restorer.info, context_dim=encoding.shape[-1])
+    size = shown[0].shape[-1] * vae.spacial_compression_encode()
+    restorer.info = dataclasses.replace(restorer.info, context_dim=encoding.shape[-1], size=size)
     return restorer.cpu(), done
 
 

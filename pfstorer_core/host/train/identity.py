@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management as mm
 import torch
 from torch import Tensor
 
 from ...errors import PFStorerError
-from ...identities.adapter import AdapterInfo, IdentityAdapter
-from ...identities.config import PersonalizationConfig
+from ...identities.adapter import IdentityAdapter
 from ...measures.photo_checks import check_photos
 from ...pictures.values import unit_range
-from ...restorers.base import BaseRestorer
-from ...training.devices import check_precision
 from ...training.identity import (
     PRESETS,
     VIEWS,
@@ -27,19 +21,15 @@ from ...training.identity import (
     build_photo_pool,
     identity_objective,
 )
-from ...training.loop import fit
-from ..base import Base, base_of
+from ...training.loop import Sampler, fit
+from ...training.pool import LatentPool
 from ..measure.faces import face_finder
 from ..memory import lack_of_memory_told
-from ..patch.model import restorer_wrapper
-from ..sites import find_identity_sites
-from .from_model import scaled_encoder, trainable_unet, training_schedule
-from .network import PersonalizedNetwork
+from .network import PersonalizedNetwork, personalized_network
 from .preview import preview_sampler
-from .progress import LossHistory, StepReports, TrainingProgress
-from .runs import check_folders, check_room, run_folder, run_key
-
-logger = logging.getLogger(__name__)
+from .progress import LossHistory, StepReports, Told, TrainingProgress
+from .runs import Run, check_folders, run_key
+from .setup import Setup, set_up
 
 
 def train_identity(
@@ -82,82 +72,79 @@ def train_identity(
 
     Source: PFStorer (arXiv 2403.08436), section 3.
     """
-    report = on_progress or (lambda progress: None)
-
-    def warn(sentence: str) -> None:
-        logger.warning("%s", sentence)
-        if on_warning is not None:
-            on_warning(sentence)
-
-    base = base_of(model)
-    if base.empty_prompt is None:
-        raise PFStorerError(
-            "The checkpoint has no text encoder; choose one with a text encoder for training."
-        )
-    schedule = training_schedule(model)
-    size = _view_size(base, config.size)
-    device = model.load_device
-    precision = _precision(config.mixed_precision, device, warn)
-    check_precision(precision, device)
-    blocks, loop = config.blocks(), config.loop(precision)
-    check_folders(folder, unfinished, warn)
+    told = Told(on_progress, on_warning)
+    setup = set_up(model, vae, config, told.warn)
+    check_folders(folder, unfinished, told.warn)
     # Tensors of inference mode, under which ComfyUI runs its nodes, cannot take part in training.
     with torch.inference_mode(False), torch.enable_grad():
         pictures = _pictures(photos)
-        warnings = check_photos(pictures, size, find_faces=face_finder(), views=VIEWS)
-        if model.patches:
-            warnings.append("The MODEL carries a LoRA, which the training leaves out.")
-        for warning in warnings:
-            warn(warning)
-        encode = scaled_encoder(model, vae)
-        with lack_of_memory_told(
-            f"while views of the photos are encoded at {size} px; lower size, or start ComfyUI "
-            "with --cpu-vae."
-        ):
-            pool = build_photo_pool(
-                pictures,
-                size,
-                encode,
-                config,
-                on_batch=lambda done, total: report(TrainingProgress("views", done, total)),
-            )
-        sheet = preview_sampler(model, vae, encode, pictures[0], size, schedule, config.seed, warn)
-        less = "lower batch or size, with which it begins anew"
-        if not config.checkpointing:
-            less = f"switch checkpointing on, with which it goes on where it stopped, or {less}"
-        with lack_of_memory_told(
-            f"in the training with batch {config.batch} at {size} px; {less}."
-        ):
-            network = _network(model, base, config, blocks, name, len(pictures), device, precision)
-            losses = LossHistory()
-            key = run_key(network, pictures, config)
-            if unfinished is not None:
-                unfinished = unfinished.with_stem(f"{unfinished.stem}-{key[:6]}")
-            with run_folder(folder, key) as run:
-                if folder is not None:
-                    check_room(run, sum(p.numel() for p in network.adapter.parameters()))
-                steps = StepReports(report, losses, config.steps)
-                try:
-                    fit(
-                        network,
-                        identity_objective(pool, schedule, config),
-                        loop,
-                        run,
-                        sample=steps.sampler(sheet),
-                        on_step=steps,
-                        kept={"losses": losses},
-                        device=device,
-                        log_to_files=False,
-                        on_warning=on_warning,
-                    )
-                except BaseException:
-                    if unfinished is not None and losses.values:
-                        _keep_unfinished(_finished(network.adapter, len(losses.values)), unfinished)
-                    raise
-        if unfinished is not None:
-            with contextlib.suppress(OSError):  # a folder that has become read-only
-                unfinished.unlink()
+        _warn_of_photos(pictures, setup, told.warn)
+        pool = _views(pictures, setup, told)
+        sheet = preview_sampler(setup, pictures[0], told.warn)
+        with lack_of_memory_told(_when_memory_lacks(setup)):
+            network = personalized_network(setup, name, len(pictures))
+            run = Run(folder, unfinished, run_key(network, pictures, config))
+            _train(network, pool, setup, run, sheet, told)
         return _finished(network.adapter, config.steps)
+
+
+def _train(
+    network: PersonalizedNetwork,
+    pool: LatentPool,
+    setup: Setup,
+    run: Run,
+    sheet: Sampler,
+    told: Told,
+) -> None:
+    """Trains the network's adapter in the folder of a run, and keeps what an end leaves behind."""
+    losses = LossHistory()
+    steps = StepReports(told.report, losses, setup.config.steps)
+    with run.opened(sum(p.numel() for p in network.adapter.parameters())) as folder:
+        try:
+            fit(
+                network,
+                identity_objective(pool, setup.schedule, setup.config),
+                setup.config.loop(setup.precision),
+                folder,
+                sample=steps.sampler(sheet),
+                on_step=steps,
+                kept={"losses": losses},
+                device=setup.device,
+                log_to_files=False,
+                on_warning=told.warn_beside_log,
+            )
+        except BaseException:
+            if losses.values:
+                run.keep_unfinished(_finished(network.adapter, len(losses.values)))
+            raise
+
+
+def _views(pictures: Sequence[Tensor], setup: Setup, told: Told) -> LatentPool:
+    with lack_of_memory_told(
+        f"while views of the photos are encoded at {setup.size} px; lower size, or start ComfyUI "
+        "with --cpu-vae."
+    ):
+        return build_photo_pool(
+            pictures,
+            setup.size,
+            setup.encode,
+            setup.config,
+            on_batch=lambda done, total: told.report(TrainingProgress("views", done, total)),
+        )
+
+
+def _warn_of_photos(pictures: Sequence[Tensor], setup: Setup, warn: Callable[[str], None]) -> None:
+    for warning in check_photos(pictures, setup.size, find_faces=face_finder(), views=VIEWS):
+        warn(warning)
+    if setup.model.patches:
+        warn("The MODEL carries a LoRA, which the training leaves out.")
+
+
+def _when_memory_lacks(setup: Setup) -> str:
+    less = "lower batch or size, with which it begins anew"
+    if not setup.config.checkpointing:
+        less = f"switch checkpointing on, with which it goes on where it stopped, or {less}"
+    return f"in the training with batch {setup.config.batch} at {setup.size} px; {less}."
 
 
 def _pictures(photos: Sequence[Tensor]) -> list[Tensor]:
@@ -172,80 +159,6 @@ def _pictures(photos: Sequence[Tensor]) -> list[Tensor]:
         for photo in rgb.expand(-1, 3, -1, -1):
             pictures.append(unit_range(photo, f"Photo {len(pictures) + 1}"))
     return pictures
-
-
-def _view_size(base: Base, wanted: int) -> int:
-    step = base.cell * base.size_step
-    if wanted % step:
-        raise PFStorerError(f"The views' size is {wanted} pixels; choose a multiple of {step}.")
-    return wanted or base.trained_size
-
-
-def _precision(wanted: str, device: torch.device, warn: Callable[[str], None]) -> str:
-    if wanted == "fp16" and device.type == "cpu":
-        raise PFStorerError("A CPU does not train in fp16; choose auto, bf16 or no.")
-    if wanted != "auto":
-        return wanted
-    if device.type == "cpu":
-        # without the instructions, bf16 on a CPU is emulated and slow
-        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-        return "bf16" if native() else "no"
-    if mm.should_use_bf16(device):  # the host knows what each device has
-        return "bf16"
-    if device.type == "cuda" and mm.should_use_fp16(device):
-        return "fp16"
-    warn(
-        f"ComfyUI computes in float32 on this device ({device.type}), so the training does too, "
-        "which takes more time and memory; precision bf16 or fp16 may be tried."
-    )
-    return "no"
-
-
-def _network(
-    model: Any,
-    base: Any,
-    config: IdentityTrainingConfig,
-    blocks: PersonalizationConfig,
-    name: str,
-    photos: int,
-    device: torch.device,
-    precision: str,
-) -> PersonalizedNetwork:
-    # makes room, and takes what LoRAs changed out of the weights
-    mm.unload_all_models()
-    # the frozen part needs no master weights
-    full = device.type == "cpu" or precision == "no"
-    dtype = torch.float32 if full else model.model.get_dtype_inference()
-    unet = trainable_unet(model, dtype)
-    restorer = BaseRestorer.from_state_dict(restorer_wrapper(model).restorer.weights(), dtype=dtype)
-    prompt = base.empty_prompt[0][0]  # (1, tokens, width)
-    info = AdapterInfo(
-        name=name,
-        base_name=base.info.name,
-        base_fingerprint=base.info.fingerprint,
-        context_dim=prompt.shape[-1],
-        site_channels=find_identity_sites(unet),
-        config=blocks,
-        photos=photos,
-        training=config.to_dict(),
-        unet_digest=base.unet_digests[0],
-    )
-    return PersonalizedNetwork(
-        unet,
-        restorer,
-        prompt[0].float().cpu().clone(),
-        IdentityAdapter.initialise(info, config.seed),
-        checkpoint=config.checkpointing,
-    )
-
-
-def _keep_unfinished(adapter: IdentityAdapter, path: Path) -> None:
-    try:
-        adapter.save(path)
-    except PFStorerError as error:  # what ended the training is to be told, not this
-        logger.warning("%s", error)
-    else:
-        logger.info("The adapter after %d steps is in %s", adapter.info.steps, path)
 
 
 def _finished(adapter: IdentityAdapter, steps: int) -> IdentityAdapter:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import comfy.model_management as mm
+import torch
 from torch import Tensor, nn
 
-from ...identities.adapter import IdentityAdapter
+from ...identities.adapter import AdapterInfo, IdentityAdapter
 from ...restorers.base import BaseRestorer
 from ..patch.applied import AppliedIdentity
 from ..patch.bare_unet import restorer_options
+from ..patch.model import restorer_wrapper
+from ..sites import find_identity_sites
+from .from_model import trainable_unet
+
+if TYPE_CHECKING:
+    from .setup import Setup
 
 
 class HostNetwork(nn.Module):
@@ -98,3 +108,39 @@ class PersonalizedNetwork(nn.Module):
         )
         options = restorer_options(self.unet, self.restorer, lq_latent, [identity], self.checkpoint)
         return self.unet(noisy, timesteps, context, transformer_options=options)
+
+
+def personalized_network(setup: Setup, name: str, photos: int) -> PersonalizedNetwork:
+    """Returns a copy of a restorer's MODEL with an untrained adapter.
+
+    Args:
+        setup: base and settings.
+        name: what to call the person.
+        photos: number of photos of the training.
+    """
+    base, config = setup.base, setup.config
+    # makes room, and takes what LoRAs changed out of the weights
+    mm.unload_all_models()
+    # the frozen part needs no master weights
+    full = setup.device.type == "cpu" or setup.precision == "no"
+    dtype = torch.float32 if full else setup.model.model.get_dtype_inference()
+    unet = trainable_unet(setup.model, dtype)
+    info = AdapterInfo(
+        name=name,
+        base_name=base.info.name,
+        base_fingerprint=base.info.fingerprint,
+        context_dim=base.context_dim,
+        site_channels=find_identity_sites(unet),
+        config=config.blocks(),
+        photos=photos,
+        training=config.to_dict(),
+        unet_digest=base.unet_digests[0],
+        method=config.method,
+    )
+    return PersonalizedNetwork(
+        unet,
+        restorer_wrapper(setup.model).restorer.copy_for_training(dtype),
+        setup.prompt,
+        IdentityAdapter.initialise(info, config.seed),
+        checkpoint=config.checkpointing,
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,43 +15,33 @@ from ...training.base import restore_latents
 from ...training.identity import VIEWS
 from ...training.loop import Sampler
 from ..memory import is_out_of_memory
-
-if TYPE_CHECKING:
-    from diffusers import DDPMScheduler
+from .setup import Setup
 
 PREVIEW_STEPS = 10
 PREVIEW_DEGRADATION = "extreme"
 
 
-def preview_sampler(
-    model: Any,
-    vae: Any,
-    encode: Callable[[Tensor], Tensor],
-    photo: Tensor,
-    size: int,
-    schedule: DDPMScheduler,
-    seed: int,
-    warn: Callable[[str], None],
-) -> Sampler:
+def preview_sampler(setup: Setup, photo: Tensor, warn: Callable[[str], None]) -> Sampler:
     """Restores one degraded view of a photo: (3, 3, size, size) pictures of LQ, now and clean.
 
     Where memory runs out, which is told once, the picture of now is grey: a training is worth more
     than its previews.
     """
+    size, seed = setup.size, setup.config.seed
     generator = torch.Generator().manual_seed(seed)
     views = dataclasses.replace(VIEWS, window=(1.0, 1.0), rotation=0.0)
     clean = random_view(photo, size, views, generator)[None]  # (1, 3, size, size)
     lq = degrade(clean, DEGRADATIONS[PREVIEW_DEGRADATION], generator)
-    lq_latent = encode(lq)
+    lq_latent = setup.encode(lq)
     warned = False
 
     def restored_view(network: nn.Module) -> Tensor:
         device = next(network.parameters()).device
         restored = restore_latents(
-            network, schedule, lq_latent.to(device), steps=PREVIEW_STEPS, seed=seed
+            network, setup.schedule, lq_latent.to(device), steps=PREVIEW_STEPS, seed=seed
         )
-        picture = vae.decode(model.model.process_latent_out(restored.cpu())).movedim(-1, 1)
-        return picture[:, :, :size, :size].cpu().float()
+        picture = setup.vae.decode(setup.model.model.process_latent_out(restored.cpu()))
+        return picture.movedim(-1, 1)[:, :, :size, :size].cpu().float()
 
     def draw(network: nn.Module) -> Tensor:
         nonlocal warned

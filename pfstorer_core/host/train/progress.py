@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from ...training.loop import Sampler
 from ...training.report import report_sheet
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,29 @@ class TrainingProgress:
     loss: float | None = None
     seconds_left: float | None = None
     sheet: Tensor | None = None
+
+
+class Told:
+    """Whom a training tells what: progress, and what is wrong with the photos.
+
+    Args:
+        on_progress: is told of every view and step; what it raises ends the run.
+        on_warning: is told what is wrong; the log is always.
+    """
+
+    def __init__(
+        self,
+        on_progress: Callable[[TrainingProgress], None] | None,
+        on_warning: Callable[[str], None] | None,
+    ) -> None:
+        self.report = on_progress or (lambda progress: None)
+        self.warn_beside_log = on_warning  # for what logs its warnings itself
+
+    def warn(self, sentence: str) -> None:
+        """Tells a warning."""
+        logger.warning("%s", sentence)
+        if self.warn_beside_log is not None:
+            self.warn_beside_log(sentence)
 
 
 class LossHistory:

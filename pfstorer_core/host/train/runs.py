@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ...errors import PFStorerError
+from ...identities.adapter import IdentityAdapter
 from ...identities.methods import PFSTORER
 from ...training.identity import IdentityTrainingConfig
 from ...weights.writing import check_writable
@@ -39,23 +40,6 @@ def check_folders(
             warn(f"{error} Else the adapter cannot be saved.")
 
 
-def check_room(run: Path, weights: int) -> None:
-    """Finds out whether the states of a run can be written; a complete one writes none.
-
-    Args:
-        run: its folder.
-        weights: trained numbers.
-
-    Raises:
-        PFStorerError: see `writing.check_writable`.
-    """
-    if (run / COMPLETE).exists():
-        return
-    state = run / "state"
-    there = state.stat().st_size if state.exists() else 0
-    check_writable(run, STATE_SIZE * weights - there)
-
-
 def run_key(
     network: PersonalizedNetwork, pictures: Sequence[Tensor], config: IdentityTrainingConfig
 ) -> str:
@@ -73,24 +57,62 @@ def run_key(
     return key.hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def run_folder(folder: Path | None, key: str) -> Iterator[Path]:
-    """The folder of this very run.
+class Run:
+    """One training: its folder, in which it goes on, and where it leaves an adapter at an end.
 
-    A complete run is kept until another one begins: where ComfyUI ends before the adapter is saved,
-    the same workflow gives it again at once.
+    Args:
+        folder: where the folders of runs lie; None keeps no states.
+        unfinished: file for the adapter of an interrupted run, to whose name digits of the run are
+            added; None for none.
+        key: see `run_key`.
     """
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="pfstorer-") as temporary:
-            yield Path(temporary)
-        return
-    run = folder / key
-    for marker in folder.glob(f"*/{COMPLETE}"):
-        if marker.parent != run:
-            shutil.rmtree(marker.parent, ignore_errors=True)
-    if (run / "state").exists():
-        kind = "complete" if (run / COMPLETE).exists() else "unfinished"
-        logger.info("Going on with the %s training in %s", kind, run)
-    yield run
-    with contextlib.suppress(OSError):  # on a full disk the run stays, which harms nothing
-        (run / COMPLETE).touch()
+
+    def __init__(self, folder: Path | None, unfinished: Path | None, key: str) -> None:
+        self.folder, self.key = folder, key
+        self.unfinished = unfinished and unfinished.with_stem(f"{unfinished.stem}-{key[:6]}")
+
+    @contextlib.contextmanager
+    def opened(self, weights: int) -> Iterator[Path]:
+        """The folder of this very run, while it goes on.
+
+        A complete run is kept until another one begins: where ComfyUI ends before the adapter is
+        saved, the same workflow gives it again at once.
+
+        Args:
+            weights: trained numbers, for whose states there must be room.
+
+        Raises:
+            PFStorerError: see `writing.check_writable`.
+        """
+        if self.folder is None:
+            with tempfile.TemporaryDirectory(prefix="pfstorer-") as temporary:
+                yield Path(temporary)
+        else:
+            run = self.folder / self.key
+            for marker in self.folder.glob(f"*/{COMPLETE}"):
+                if marker.parent != run:
+                    shutil.rmtree(marker.parent, ignore_errors=True)
+            state, complete = run / "state", (run / COMPLETE).exists()
+            if state.exists():
+                kind = "complete" if complete else "unfinished"
+                logger.info("Going on with the %s training in %s", kind, run)
+            if not complete:
+                there = state.stat().st_size if state.exists() else 0
+                check_writable(run, STATE_SIZE * weights - there)
+            yield run
+            with contextlib.suppress(OSError):  # on a full disk the run stays, which harms nothing
+                (run / COMPLETE).touch()
+        if self.unfinished is not None:
+            with contextlib.suppress(OSError):  # a folder that has become read-only
+                self.unfinished.unlink()
+
+    def keep_unfinished(self, adapter: IdentityAdapter) -> None:
+        """Leaves the adapter as far as it came."""
+        if self.unfinished is None:
+            return
+        try:
+            adapter.save(self.unfinished)
+        except PFStorerError as error:  # what ended the training is to be told, not this
+            logger.warning("%s", error)
+        else:
+            logger.info("The adapter after %d steps is in %s", adapter.info.steps, self.unfinished)

@@ -80,6 +80,17 @@ class TestBundled:
         for key, value in vae.get_sd().items():
             assert torch.equal(value, weights[f"first_stage_model.{key}"])
 
+    def test_what_the_base_is_is_said_once(self, loaded) -> None:
+        base = base_of(loaded[0])
+        assert (base.trained_size, base.cell, base.latent_channels, base.size_step) == (
+            128,
+            4,
+            4,
+            2,
+        )
+        assert (base.context_dim, base.pooled_dim) == (32, None)
+        assert base.portraits_only and base.checks_persons and base.empty_prompt is not None
+
     def test_a_second_copy_for_training_is_the_same_model(self, loaded) -> None:
         model, _, _ = loaded
         build, arguments = model.cached_patcher_init
@@ -97,7 +108,7 @@ class TestBundled:
         gone = next(name for name in sorted(tensors) if name.startswith(key))
         del tensors[gone]
         broken = write_like(tmp_path / "broken.safetensors", path, tensors)
-        with pytest.raises(PFStorerError, match=f"'broken.safetensors' lacks 1 tensors.*{gone}"):
+        with pytest.raises(PFStorerError, match=f"'broken.safetensors' lacks 1 of the .*{gone}"):
             host.load_base_restorer(broken)
 
     def test_a_description_that_builds_nothing_is_refused(self, tmp_path: Path, path: Path) -> None:

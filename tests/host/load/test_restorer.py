@@ -96,6 +96,43 @@ class TestStableDiffusion:
         out = sample(model, prompt, cfg=2.0)
         assert out.isfinite().all()
 
+    @pytest.mark.parametrize(
+        ("checkpoint", "prediction_type", "size"),
+        [
+            ("v1-5", None, 512),
+            ("v1-5", "v_prediction", 512),
+            ("v2-1", "epsilon", 512),
+            ("v2-1", "v_prediction", 768),
+        ],
+    )
+    def test_what_the_base_is_is_said_once(
+        self,
+        checkpoint: str,
+        prediction_type: str | None,
+        size: int,
+        checkpoints: dict[str, Path],
+        tmp_path: Path,
+    ) -> None:
+        config = {"v1-5": SD15, "v2-1": SD21}[checkpoint]
+        restorer = write_restorer(tmp_path / "r.safetensors", config, prediction_type)
+        base = base_of(host.load_base_restorer(restorer, checkpoints[checkpoint])[0])
+        assert base.trained_size == size
+        assert base.prediction_type == (prediction_type or "epsilon")
+        assert base.sigmas.shape == (1000,) and bool((base.sigmas.diff() > 0).all())
+        assert (base.cell, base.latent_channels, base.size_step) == (8, 4, 2)
+        assert (base.context_dim, base.pooled_dim) == (config["context_dim"], None)
+        assert not base.portraits_only and not base.checks_persons
+
+    def test_the_size_that_a_restorer_states_is_its_own(
+        self, checkpoints: dict[str, Path], tmp_path: Path
+    ) -> None:
+        path = write_restorer(tmp_path / "r.safetensors", SD15, None)
+        restorer = restorer_files.load(path)
+        restorer.info = dataclasses.replace(restorer.info, size=256)
+        restorer_files.save(restorer, path)
+        model, _, _ = host.load_base_restorer(path, checkpoints["v1-5"])
+        assert base_of(model).trained_size == 256
+
     def test_without_text_encoder_the_prompts_must_be_given(
         self, checkpoints: dict[str, Path], tmp_path: Path
     ) -> None:
@@ -164,7 +201,7 @@ class TestStableDiffusion:
         mm.unload_all_models()
         sample(model, [[torch.randn(1, 77, 768), {}]])
         names = [type(loaded.real_model()).__name__ for loaded in mm.current_loaded_models]
-        assert "BaseRestorer" in names
+        assert "StableSRRestorer" in names
 
 
 @pytest.mark.slow

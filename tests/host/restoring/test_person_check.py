@@ -16,7 +16,6 @@ from pfstorer_core.host.patch.applied import AUTO
 from pfstorer_core.host.patch.model import restorer_wrapper
 from pfstorer_core.host.restoring.person_check import (
     PersonCheck,
-    can_check_persons,
     check_persons,
     limits_of,
 )
@@ -102,11 +101,13 @@ def test_whom_it_leaves_out(loaded, ada) -> None:
 
 def test_restorers_whose_scores_nobody_knows(loaded, ada) -> None:
     model = host.apply_identity(loaded[0], ada).clone()
-    assert can_check_persons(model)
-    carried = base_of(model)
-    info = dataclasses.replace(carried.info, bundled=None)
-    model.set_attachments(RESTORER_KEY, dataclasses.replace(carried, info=info))
-    assert not can_check_persons(model)
+    settings = {"steps": 1, "check_person": True, "upscaling": "one pass"}
+    for checks_persons in (True, False):
+        known = dataclasses.replace(base_of(model), checks_persons=checks_persons)
+        model.set_attachments(RESTORER_KEY, known)
+        report = RestoreReport()
+        host.restore(model, loaded[2], pictures(1).movedim(1, -1), report=report, **settings)
+        assert any("score" in line for line in report.lines) == checks_persons
 
 
 @pytest.mark.parametrize(("most", "judged"), [(4, True), (0, False)])

@@ -166,7 +166,8 @@ def test_masks_of_a_padded_picture(model, adapter) -> None:
     mask = torch.zeros(1, 30, 20)
     mask[:, :, 10:] = 1
     applied = host.apply_identity(model, adapter, 1.0, mask)
-    padded = pad_masks(applied, (60, 50), (64, 64), 2)
+    people = restorer_wrapper(applied).identities
+    padded = pad_masks(applied, people, (60, 50), (64, 64), (1, 4, 32, 32))
     (identity,) = restorer_wrapper(padded).identities
     assert identity.mask.shape == (1, 32, 32), "of the latent"
     expected = torch.zeros(25)
@@ -176,4 +177,5 @@ def test_masks_of_a_padded_picture(model, adapter) -> None:
     assert torch.equal(identity.mask[0, 5, 25:], torch.ones(7))  # mirrored
     assert restorer_wrapper(applied).identities[0].mask.shape == (1, 30, 20)
     unmasked = host.apply_identity(model, adapter)
-    assert pad_masks(unmasked, (60, 50), (64, 64), 2) is unmasked
+    people = restorer_wrapper(unmasked).identities
+    assert pad_masks(unmasked, people, (60, 50), (64, 64), (1, 4, 32, 32)) is unmasked

@@ -13,7 +13,7 @@ from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host.load.bundled import load_bundled
 from pfstorer_core.host.load.folders import MINI_RESTORER_PATH
 from pfstorer_core.host.load.restorer import load_base_restorer
-from pfstorer_core.host.train.base import train_base_restorer
+from pfstorer_core.host.train.base import BaseTraining, NewRestorer, Pairs, train_base_restorer
 from pfstorer_core.host.train.from_model import training_schedule
 from pfstorer_core.pictures.photos import list_photos
 from pfstorer_core.restorers.files import load, save
@@ -50,23 +50,17 @@ def hash_of(module: torch.nn.Module) -> str:
 
 
 def train(photos, out, steps=3, **settings):
-    model, clip, vae = load_bundled(MINI_RESTORER_PATH)
+    checkpoint = load_bundled(MINI_RESTORER_PATH)
+    model = checkpoint[0]
     before = hash_of(model.model.diffusion_model)
     source = PhotoViews(list_photos([photos]), 64)
+    loop = LoopConfig(steps=steps, sample_every=steps, warmup_steps=0)
     restorer, done = train_base_restorer(
-        model,
-        clip,
-        vae,
-        source,
-        [(1.0, PRESETS["medium"])],
+        checkpoint,
+        NewRestorer("trained", ENCODER, {"hidden": 16}),
+        Pairs(source, [(1.0, PRESETS["medium"])], capacity=16),
+        BaseTraining(loop, BaseTrainingConfig(batch=4), **settings),
         out,
-        loop=LoopConfig(steps=steps, sample_every=steps, warmup_steps=0),
-        training=BaseTrainingConfig(batch=4),
-        name="trained",
-        encoder=ENCODER,
-        hidden=16,
-        pairs=16,
-        **settings,
     )
     assert hash_of(model.model.diffusion_model) == before, "the base must stay as it is"
     return restorer, done

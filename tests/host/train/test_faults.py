@@ -20,7 +20,7 @@ from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host.images import encode_lq, encode_references
 from pfstorer_core.host.train.progress import TrainingProgress
-from pfstorer_core.host.train.runs import COMPLETE, STATE_SIZE, check_room
+from pfstorer_core.host.train.runs import COMPLETE, STATE_SIZE, Run
 from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.identities.block import PersonalizationBlock
 
@@ -128,14 +128,22 @@ def test_a_folder_for_states_is_tried_before_the_work(loaded: Any, tmp_path: Pat
 def test_room_is_asked_for_what_a_run_will_still_write(tmp_path: Path) -> None:
     lacking = 2**29  # bytes, more than other programs free meanwhile
     weights = (shutil.disk_usage(tmp_path).free + lacking) // STATE_SIZE
+    run = tmp_path / "key"
+
+    def begin() -> None:
+        with Run(tmp_path, None, "key").opened(weights):
+            raise InterruptedError
+
     with pytest.raises(PFStorerError, match=r"MiB of free space, but \d+ MiB are needed"):
-        check_room(tmp_path, weights)
-    with (tmp_path / "state").open("wb") as file:
+        begin()
+    with (run / "state").open("wb") as file:
         file.truncate(2 * lacking)  # takes no room where files may have holes
-    check_room(tmp_path, weights)
-    (tmp_path / "state").unlink()
-    (tmp_path / COMPLETE).touch()
-    check_room(tmp_path, weights)
+    with pytest.raises(InterruptedError):
+        begin()
+    (run / "state").unlink()
+    (run / COMPLETE).touch()
+    with pytest.raises(InterruptedError):
+        begin()
 
 
 def test_a_folder_for_adapters_that_cannot_be_written_is_told_before(

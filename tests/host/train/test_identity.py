@@ -21,9 +21,9 @@ from pfstorer_core.host.load.bundled import load_bundled
 from pfstorer_core.host.load.folders import MINI_RESTORER_PATH
 from pfstorer_core.host.sites import find_identity_sites
 from pfstorer_core.host.train.from_model import scaled_encoder, trainable_unet
-from pfstorer_core.host.train.identity import _precision
 from pfstorer_core.host.train.network import PersonalizedNetwork
 from pfstorer_core.host.train.progress import TrainingProgress
+from pfstorer_core.host.train.setup import _precision
 from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.restorers.base import BaseRestorer
 from pfstorer_core.training.identity import (

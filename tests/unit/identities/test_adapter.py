@@ -160,6 +160,18 @@ def test_a_newer_file_asks_for_an_update(path: Path) -> None:
         IdentityAdapter.load(path)
 
 
+@pytest.mark.parametrize("method", ["lora", 3, None])
+def test_an_unknown_method_asks_for_an_update(path: Path, method: object) -> None:
+    rewrite(path, method=method)
+    with pytest.raises(PFStorerError, match=r"'zoe.safetensors' is of the method of .* update PF"):
+        IdentityAdapter.load(path)
+
+
+def test_files_without_a_method_are_of_the_first(path: Path) -> None:
+    rewrite(path, method=...)
+    assert IdentityAdapter.load(path).info.method == "pfstorer"
+
+
 WEIGHT = "blocks.middle_block_2.gamma.weight"
 
 
