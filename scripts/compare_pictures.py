@@ -85,7 +85,7 @@ def compare(folder: Path) -> str:
         lines.append(f"Of the similarity that the base lacks, the adapter returned {share:.0%}.")
     lines.append(
         f"Means over {count} pictures of one drawn person: an example, no measurement; "
-        "scripts/evaluate.py measures many people with intervals."
+        "tools/evaluate.py measures many people with intervals."
     )
     return "\n".join(lines)
 

@@ -126,5 +126,5 @@ def test_the_english_labels_are_those_of_the_node(client: Client, node_id: str) 
     info = client.object_info(node_id)
     assert info is not None
     assert client.get_json("/i18n")[ENGLISH]["nodeDefs"][node_id] == node_labels(info), (
-        "run scripts/labels.py"
+        "run tools/labels.py"
     )

@@ -30,7 +30,7 @@ MODULES = [path.relative_to(CORE) for path in CORE.rglob("*.py")]
 ROOMS = {path.parts[0] for path in MODULES if len(path.parts) > 1}
 ANY_ROOM = "|".join(sorted(ROOMS))
 OUR_FOLDERS = (
-    f"benchmarks|docs|example_workflows|nodes|locales|pfstorer_core|scripts|tests|{ANY_ROOM}"
+    f"benchmarks|docs|example_workflows|nodes|locales|pfstorer_core|scripts|tests|tools|{ANY_ROOM}"
 )
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 WEB = re.compile(rf"/{PACK}/blob/main/([\w./-]+\w)(?:#([\w-]+))?")

@@ -1,11 +1,11 @@
 """Measures what looks at a picture before it is restored: automatic gamma and the person check.
 
-    python scripts/evaluate_trust.py                     # all, on drawn people
-    python scripts/evaluate_trust.py --sections gamma
-    python scripts/evaluate_trust.py --people FOLDER --recognition MobileFaceNet.tflite
+    python tools/evaluate_trust.py                     # all, on drawn people
+    python tools/evaluate_trust.py --sections gamma
+    python tools/evaluate_trust.py --people FOLDER --recognition MobileFaceNet.tflite
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one). Beside --sections and --strengths
-it takes all options of scripts/evaluate.py; people, adapters and their cache are the same, so with
+it takes all options of tools/evaluate.py; people, adapters and their cache are the same, so with
 the same options no adapter is trained twice. Writes Markdown tables to OUT, each with the constants
 that these people suggest for the code. Intervals are 95% bootstraps that resample people and their
 pictures.
@@ -19,19 +19,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+import repository  # noqa: F401
 import torch
-from in_process import use_comfyui
-from setup_host import REPO
-from torch import Tensor
-
-sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
-
 from evaluate import Bench, Judge, gather_people, parse_options
 from evaluation.adapters import FULL, VARIANTS
 from evaluation.calibration import Ends, best_strength, fit_ramp, ramp
 from evaluation.people import Person, derive_seed
 from evaluation.recognition import load_recognition
 from evaluation.tables import SIMILARITY, Figures, interval_text, markdown_table
+from in_process import use_comfyui
+from torch import Tensor
 
 from pfstorer_core.degradation.config import DegradationConfig, StageConfig
 from pfstorer_core.degradation.presets import PRESETS
@@ -77,10 +74,10 @@ STRENGTHS = {
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line: the options of scripts/evaluate.py, and a few of its own."""
+    """Reads the command line: the options of tools/evaluate.py, and a few of its own."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="All other options are those of scripts/evaluate.py.",
+        epilog="All other options are those of tools/evaluate.py.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -1,8 +1,8 @@
 """Raises faults on purpose and reports what survives them.
 
-    python scripts/fault_campaign.py                  # all, about half an hour on two cores
-    python scripts/fault_campaign.py --only kills     # some
-    python scripts/fault_campaign.py --quick          # a few cases of each
+    python tests/fault_campaign.py                  # all, about half an hour on two cores
+    python tests/fault_campaign.py --only kills     # some
+    python tests/fault_campaign.py --quick          # a few cases of each
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one), on Linux or macOS. Parts named
 kills and queueing start real servers. Writes a Markdown table and ends with 1 if anything was lost.
@@ -19,6 +19,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).absolute().parent.parent / "scripts"))
 
 import faults
 from faults.report import Outcome, Settings, markdown_table
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parts.append(run_part(name, options.seed, options.quick))
         print(markdown_table(parts[-1:]), flush=True)
     given = sys.argv[1:] if arguments is None else arguments
-    report = full_report(parts, " ".join(["python scripts/fault_campaign.py", *given]))
+    report = full_report(parts, " ".join(["python tests/fault_campaign.py", *given]))
     if options.report is not None:
         options.report.parent.mkdir(parents=True, exist_ok=True)
         options.report.write_text(report, encoding="utf-8")

@@ -1,7 +1,7 @@
 """Runs the templates as they lie and makes their pictures in the template browser.
 
-    python scripts/template_pictures.py                          # all
-    python scripts/template_pictures.py --only restore_photo     # some
+    python tools/template_pictures.py                          # all
+    python tools/template_pictures.py --only restore_photo     # some
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one). Pictures that lie in RUNS/TEMPLATE
 already are not made again.
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import repository  # noqa: F401
 from comfyui_client import REPO, PromptRefused, ServerError
 from PIL import Image
 from run_workflow import run_workflow

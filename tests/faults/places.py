@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-SCRIPTS = Path(__file__).absolute().parents[1]
+TESTS = Path(__file__).absolute().parents[1]
 SIZE = 64 * 2**20  # bytes of a mounted file system
 Writer = Callable[[Path], None]
 
@@ -98,13 +98,13 @@ def main() -> None:
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
-    sys.path.insert(0, str(SCRIPTS))
+    sys.path[:0] = [str(TESTS), str(TESTS.parent / "scripts")]
     if options.train:
         from in_process import use_comfyui
 
         use_comfyui()
     else:
-        sys.path.append(str(SCRIPTS.parent))
+        sys.path.append(str(TESTS.parent))
     logging.disable(logging.WARNING)
     options.folder.mkdir(parents=True)
     place = Place(options.folder / "place")

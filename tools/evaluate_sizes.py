@@ -1,6 +1,6 @@
 """Measures Tiled Restore on photos in which faces are 24 to 384 px high.
 
-    python scripts/evaluate_sizes.py --photos FOLDER... [--restorer FILE]
+    python tools/evaluate_sizes.py --photos FOLDER... [--restorer FILE]
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one) with requirements-dev.txt, whose
 dlib finds the faces. A face's height is that from hairline to chin. For each height, squares around
@@ -16,22 +16,19 @@ import argparse
 import functools
 import logging
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import repository  # noqa: F401
 import torch
+from evaluation.faces import FaceFinder, window_of_face
+from evaluation.people import derive_seed
+from evaluation.tables import interval_text, markdown_table
 from in_process import use_comfyui
 from setup_host import REPO
 from torch import Tensor
 from torchvision.utils import save_image
-
-sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
-
-from evaluation.faces import FaceFinder, window_of_face
-from evaluation.people import derive_seed
-from evaluation.tables import interval_text, markdown_table
 
 from pfstorer_core.degradation.presets import PRESETS
 from pfstorer_core.degradation.second_order import degrade

@@ -1,11 +1,11 @@
 """Measures how much of a person identity adapters bring back, on people that no training saw.
 
-    python scripts/evaluate.py                            # the method, on drawn people
-    python scripts/evaluate.py --ablations                # what each of its parts is worth
-    python scripts/evaluate.py --people FOLDER --recognition MobileFaceNet.tflite dlib
-    python scripts/evaluate.py --people FOLDER --recognition ARCFACE.onnx --size 512 \\
+    python tools/evaluate.py                            # the method, on drawn people
+    python tools/evaluate.py --ablations                # what each of its parts is worth
+    python tools/evaluate.py --people FOLDER --recognition MobileFaceNet.tflite dlib
+    python tools/evaluate.py --people FOLDER --recognition ARCFACE.onnx --size 512 \\
         --restorer RESTORER --checkpoint CHECKPOINT
-    python scripts/evaluate.py --pairs FOLDER --recognition MobileFaceNet.tflite
+    python tools/evaluate.py --pairs FOLDER --recognition MobileFaceNet.tflite
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one). For each person it trains an
 adapter on a few photos, degrades held-out ones and restores them by the base alone, with the
@@ -42,13 +42,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import repository  # noqa: F401
 import torch
-from in_process import use_comfyui
-from setup_host import REPO
-from torch import Tensor
-
-sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
-
 from evaluation.adapters import FULL, VARIANTS, AdapterCache, Cost, Variant, file_digest
 from evaluation.face_measures import FaceMeasures, described
 from evaluation.faces import Face, FaceFinder
@@ -70,6 +65,9 @@ from evaluation.sampling import (
     sampling_text,
 )
 from evaluation.tables import LEVELS, Figures, contact_sheet, quality_measures
+from in_process import use_comfyui
+from setup_host import REPO
+from torch import Tensor
 
 from pfstorer_core.degradation.presets import PRESETS as DEGRADATIONS
 from pfstorer_core.degradation.second_order import degrade

@@ -1,6 +1,6 @@
 """Writes the English labels of the nodes from the nodes, and says what the other languages lack.
 
-    python scripts/labels.py
+    python tools/labels.py
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one) and starts a server. Names and help
 texts in locales/en are those of the nodes; in the other languages they are written by hand. Ends
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import repository  # noqa: F401
 from comfyui_client import PACK, REPO, Client, Server
 from setup_host import find_comfyui
 

@@ -1,7 +1,7 @@
 """Measures a bundled restorer on faces that no training saw: drawn ones, or photos of yours.
 
-    python scripts/evaluate_base.py --out docs/mini_restorer     # procedural portraits
-    python scripts/evaluate_base.py --photos FOLDER --face-shares 0.25 0.5 1 --steps 4 8 \\
+    python tools/evaluate_base.py --out docs/mini_restorer     # procedural portraits
+    python tools/evaluate_base.py --photos FOLDER --face-shares 0.25 0.5 1 --steps 4 8 \\
         --recognition MobileFaceNet.tflite
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one). Writes Markdown tables, a CSV with
@@ -31,13 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import repository  # noqa: F401
 import torch
-from in_process import use_comfyui
-from setup_host import REPO
-from torch import Tensor
-
-sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
-
 from evaluation.face_measures import FaceMeasures, described
 from evaluation.faces import Face, FaceFinder, window_of_face
 from evaluation.grid import GRID, grid_energy
@@ -58,6 +53,9 @@ from evaluation.tables import (
     quality_measures,
     write_csv,
 )
+from in_process import use_comfyui
+from setup_host import REPO
+from torch import Tensor
 
 from pfstorer_core.degradation.presets import PRESETS
 from pfstorer_core.degradation.second_order import degrade

@@ -1,7 +1,7 @@
 """Blind comparison of restorations: makes a page for voters, and counts their votes.
 
-    python scripts/blind_test.py make RESULTS --out page.html
-    python scripts/blind_test.py tally votes_*.csv --page page.html
+    python tools/blind_test.py make RESULTS --out page.html
+    python tools/blind_test.py tally votes_*.csv --page page.html
 
 RESULTS has one folder per method, all with pictures of the same names. Its folders `lq` and
 `references`, where there are such, are shown beside. Runs in ComfyUI's environment. See
@@ -15,8 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).absolute().parent.parent))
-
+import repository  # noqa: F401
 from blind.page import LIKENESS, QUALITY, read_page, write_page
 from blind.study import plan_screens, read_results
 

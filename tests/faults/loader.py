@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = Path(__file__).absolute().parents[1]
+TESTS = Path(__file__).absolute().parents[1]
 LONGEST_SENTENCE = 1100  # characters
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--folder", type=Path, required=True)
     options = parser.parse_args()
-    sys.path.insert(0, str(SCRIPTS))
+    sys.path[:0] = [str(TESTS), str(TESTS.parent / "scripts")]
     from in_process import use_comfyui
 
     use_comfyui()

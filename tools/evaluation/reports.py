@@ -1,4 +1,4 @@
-"""The tables of scripts/evaluate.py."""
+"""The tables of tools/evaluate.py."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Measures tiled restoration: seams, several people, large scales, few steps.
 
-    python scripts/evaluate_tiles.py                            # all, on drawn people
-    python scripts/evaluate_tiles.py --sections seams group     # some
-    python scripts/evaluate_tiles.py --people FOLDER --recognition MobileFaceNet.tflite
+    python tools/evaluate_tiles.py                            # all, on drawn people
+    python tools/evaluate_tiles.py --sections seams group     # some
+    python tools/evaluate_tiles.py --people FOLDER --recognition MobileFaceNet.tflite
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one), by default with the mini restorer.
-Beside --sections it takes all options of scripts/evaluate.py; people, adapters and their cache are
+Beside --sections it takes all options of tools/evaluate.py; people, adapters and their cache are
 the same, so with the same options no adapter is trained twice. Of photos of real people it measures
 those that lie side by side, and few steps. Writes Markdown tables and pictures to OUT. Intervals
 are 95% bootstraps that resample people or groups.
@@ -23,21 +23,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import repository  # noqa: F401
 import torch
-from in_process import use_comfyui
-from PIL import Image
-from setup_host import REPO
-from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-
-sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
-
 from evaluate import FULL, Bench, Judge, gather_people, parse_options
 from evaluation.adapters import VARIANTS
 from evaluation.face_measures import described
 from evaluation.people import Person, derive_seed
 from evaluation.recognition import load_recognition
 from evaluation.tables import LEVELS, SIMILARITY, contact_sheet, interval_text, markdown_table
+from in_process import use_comfyui
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from pfstorer_core.degradation.presets import PRESETS
 from pfstorer_core.degradation.second_order import degrade
@@ -63,10 +60,10 @@ NEAR = 4, 8  # pixels from a border: what is there is alike, also in its place i
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line: the options of scripts/evaluate.py, and the sections."""
+    """Reads the command line: the options of tools/evaluate.py, and the sections."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="All other options are those of scripts/evaluate.py.",
+        epilog="All other options are those of tools/evaluate.py.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

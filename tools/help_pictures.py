@@ -1,11 +1,11 @@
 """Makes the pictures of the help pages: what each knob does to drawn people and to a photo.
 
-    python scripts/help_pictures.py                       # all
-    python scripts/help_pictures.py --only gamma steps    # some
-    python scripts/help_pictures.py --adapters FOLDER     # with adapters of scripts/evaluate.py
+    python tools/help_pictures.py                       # all
+    python tools/help_pictures.py --only gamma steps    # some
+    python tools/help_pictures.py --adapters FOLDER     # with adapters of tools/evaluate.py
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one), with the mini restorer. People and
-adapters are those of scripts/evaluate.py --preset quick; adapters that FOLDER lacks are trained
+adapters are those of tools/evaluate.py --preset quick; adapters that FOLDER lacks are trained
 first, which takes minutes each. The photo is scikit-image's astronaut (NASA, public domain). Seeds
 and settings are fixed, so a picture changes only when the plugin does.
 """
@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from in_process import use_comfyui
-from setup_host import REPO
-
-sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
-
+import repository  # noqa: F401
 from illustrations import material, restoring
 from illustrations.sheets import Rows, save, sheet
 from illustrations.studio import Studio
+from in_process import use_comfyui
+from setup_host import REPO
 
 PICTURES = REPO / "nodes" / "web" / "docs" / "pictures"
 DRAWN: dict[str, Callable[[Studio], tuple[Rows, int]]] = {

@@ -17,6 +17,7 @@ import time
 import xml.etree.ElementTree
 from pathlib import Path
 
+import repository  # noqa: F401
 from setup_host import HOST_FOLDER, RELEASES, REPO, Host, SetupError, own_host
 
 ENVIRONMENT = HOST_FOLDER / "matrix-venv"  # shared: the versions differ in a handful of packages
@@ -118,7 +119,7 @@ def main() -> None:
         "# ComfyUI versions",
         "",
         f"The supported floor is ComfyUI {supported_floor()}. Made by "
-        f"`python3 scripts/version_matrix.py` on Python {python}, which runs "
+        f"`python3 tools/version_matrix.py` on Python {python}, which runs "
         f"`{' '.join(arguments.tests)}` on each version.",
         "",
         "| ComfyUI | result | as it should be | minutes, with set-up |",

@@ -1,6 +1,6 @@
 """Estimates the GPU memory that restoring and training take with Stable Diffusion 2.1.
 
-    python scripts/memory_table.py
+    python tools/memory_table.py
 
 in ComfyUI's environment; neither a GPU nor weights are needed. The networks are built in their true
 shape on PyTorch's fake tensors, which have sizes but no values, and every tensor that a step would
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import repository  # noqa: F401
 import torch
 from in_process import use_comfyui
 from torch import Tensor, nn

@@ -1,6 +1,6 @@
 """Makes the README's first picture: a photo of a real person, restored by the bundled restorer.
 
-    python scripts/photo_picture.py
+    python tools/photo_picture.py
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one). The photo is scikit-image's
 astronaut (Eileen Collins, NASA, public domain), made small and bad as somebody might own it. The
@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
-from in_process import use_comfyui
-from setup_host import REPO
-
-sys.path.append(str(REPO))  # after ComfyUI comes to the front, which `main` sees to
-
+import repository  # noqa: F401
 from illustrations.photo import SIDE, astronaut, portrait, small_copy
 from illustrations.sheets import save, sheet
+from in_process import use_comfyui
+from setup_host import REPO
 
 from pfstorer_core.degradation.presets import PRESETS
 from pfstorer_core.pictures.resizing import resize_bicubic

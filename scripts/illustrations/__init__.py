@@ -1,1 +1,0 @@
-"""The pictures of the help pages; `scripts/help_pictures.py` makes them."""

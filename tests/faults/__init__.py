@@ -1,0 +1,1 @@
+"""Faults that the campaign of tests/fault_campaign.py raises, one module per kind."""

@@ -1,0 +1,1 @@
+"""The pictures of the help pages; `tools/help_pictures.py` makes them."""
