@@ -107,7 +107,7 @@ def load_in_process(base: Path) -> Load:
 
 def _load(base: Path) -> Load:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-    from comfyui_client import PACK, link_pack
+    from comfyui_server import PACK, link_pack
     from in_process import use_comfyui
 
     use_comfyui()
@@ -159,7 +159,7 @@ def _load(base: Path) -> Load:
 def _start_server(base: Path, with_plugin: bool) -> tuple[float, float]:
     """Returns the seconds until a server answers, and the CPU seconds that it took for it."""
     import psutil
-    from comfyui_client import Server
+    from comfyui_server import Server
     from setup_host import find_comfyui
 
     comfyui = find_comfyui()

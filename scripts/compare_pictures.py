@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfyui_client import REPO
+from setup_host import REPO
 from torch import Tensor
 
 sys.path.append(str(REPO))

@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from comfyui_client import REPO, PromptRefused, ServerError
+from comfyui_client import ComfyUIError
 from picture_files import PictureError, check_picture, photos_in
 from run_workflow import Results, run_workflow
-from setup_host import find_comfyui
+from setup_host import REPO, find_comfyui
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -127,7 +127,7 @@ def restore(options: argparse.Namespace) -> None:
 
     Raises:
         PictureError, PFStorerError: a file is not what it should be.
-        PromptRefused, ServerError: ComfyUI failed.
+        ComfyUIError: ComfyUI failed, or a node did.
     """
     check_picture(options.picture)
     photos = photos_in(options.photos, options.picture)
@@ -164,7 +164,7 @@ def main() -> None:
         parser.error("no ComfyUI found; run scripts/setup_host.py or set COMFYUI_PATH")
     try:
         restore(options)
-    except (PictureError, PFStorerError, PromptRefused, ServerError) as failure:
+    except (PictureError, PFStorerError, ComfyUIError) as failure:
         sys.exit(f"error: {failure}")
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comfyui_client import REPO, TEXT_EVENT, Client, PromptRefused, Server, ServerError
+from comfyui_client import TEXT_EVENT, Client
+from comfyui_queue import ComfyUIError, Prompt, title
+from comfyui_server import Server
 from in_process import has_gpu
-from setup_host import find_comfyui
+from setup_host import REPO, find_comfyui
 
 TRAINING = "PFStorerTrainIdentityAdapter"
 TEXT_SECONDS = 10  # between two lines of text, where the output is no terminal
@@ -44,7 +46,7 @@ class Progress:
         prompt: the workflow in API format, for the nodes' titles.
     """
 
-    def __init__(self, prompt: dict[str, Any]) -> None:
+    def __init__(self, prompt: Prompt) -> None:
         self.prompt = prompt
         self.line_open = False
         self._in_place = sys.stdout.isatty()
@@ -52,32 +54,29 @@ class Progress:
         self._text: list[str] = []
         self._told: set[str] = set()
 
-    def title(self, node_id: str) -> str:
-        """Returns what a node is called in the workflow."""
-        node = self.prompt.get(node_id, {})
-        return str(node.get("_meta", {}).get("title") or node.get("class_type", node_id))
-
     def __call__(self, event: dict[str, Any]) -> None:
         data = event["data"]
         if event["type"] == "executing":
             self.end_line()
             if data.get("node") is not None:
-                print(f"  {self.title(data['node'])}", end="", flush=True)
+                print(f"  {title(self.prompt, data['node'])}", end="", flush=True)
                 self.line_open = True
         elif event["type"] == TEXT_EVENT and self.line_open and data["text"]:
             self._text = data["text"].splitlines()
-            self._show_text(self.title(data["node"]))
+            self._show_text(title(self.prompt, data["node"]))
         elif event["type"] == "progress" and self.line_open and self._in_place:
             if not self._text:  # which says it better
                 steps = f"{data['value']:g}/{data['max']:g}"
-                print(f"\r  {self.title(str(data.get('node')))} {steps}", end="", flush=True)
+                print(
+                    f"\r  {title(self.prompt, str(data.get('node')))} {steps}", end="", flush=True
+                )
 
-    def _show_text(self, title: str) -> None:
+    def _show_text(self, name: str) -> None:
         if self._in_place:
             new = self._take_new()
             if new:
                 width = shutil.get_terminal_size().columns - 1
-                print(f"\r{f'  {title}: {new[-1]}'[:width].ljust(width)}", end="", flush=True)
+                print(f"\r{f'  {name}: {new[-1]}'[:width].ljust(width)}", end="", flush=True)
         elif time.monotonic() - self._last_text >= TEXT_SECONDS:
             self._print_new()
 
@@ -107,7 +106,7 @@ def file_name(title: str, number: int, original: str) -> str:
     return f"{words}{f'_{number + 1}' if number else ''}{Path(original).suffix}"
 
 
-def without_training(client: Client, prompt: dict[str, Any]) -> dict[str, Any]:
+def without_training(client: Client, prompt: Prompt) -> Prompt:
     """Returns the part of a prompt that needs no training, {} if it has none or gives no output."""
     late = {node for node, entry in prompt.items() if entry["class_type"] == TRAINING}
     if not late:
@@ -126,7 +125,7 @@ def without_training(client: Client, prompt: dict[str, Any]) -> dict[str, Any]:
     return early if any(info and info["output_node"] for info in infos) else {}
 
 
-def run_on(client: Client, prompt: dict[str, Any], output: Path, started: float) -> Results:
+def run_on(client: Client, prompt: Prompt, output: Path, started: float) -> Results:
     """Runs a prompt, what needs no training first, and saves its pictures in `output`.
 
     Args:
@@ -136,8 +135,7 @@ def run_on(client: Client, prompt: dict[str, Any], output: Path, started: float)
         started: since when it is told how long the first pictures took, of `time.monotonic`.
 
     Raises:
-        PromptRefused: ComfyUI does not accept the prompt.
-        ServerError: ComfyUI failed, or a node did.
+        ComfyUIError: ComfyUI does not accept the prompt, or failed, or a node did.
     """
     early = without_training(client, prompt)
     if early:
@@ -147,27 +145,27 @@ def run_on(client: Client, prompt: dict[str, Any], output: Path, started: float)
     return _run_part(client, prompt, output)  # ComfyUI has kept what was done
 
 
-def _run_part(client: Client, prompt: dict[str, Any], output: Path) -> Results:
+def _run_part(client: Client, prompt: Prompt, output: Path) -> Results:
     progress = Progress(prompt)
     run = client.run(prompt, timeout=3600, on_event=progress)
     progress.end_line()
     if run.status != "success":
         error = run.error or {"node_type": "ComfyUI", "exception_message": run.status}
-        raise ServerError(f"{error['node_type']}: {error['exception_message']}")
+        raise ComfyUIError(f"{error['node_type']}: {error['exception_message']}")
     results = Results([], {})
     for node_id, result in run.outputs.items():
-        title = progress.title(node_id)
+        name = title(prompt, node_id)
         for number, image in enumerate(result.get("images", [])):
-            path = output / file_name(title, number, image["filename"])
-            path.write_bytes(client.download(image))
+            path = output / file_name(name, number, image["filename"])
+            client.download(image, path)
             results.pictures.append(path)
         if "text" in result:
-            results.texts[title] = "\n".join(result["text"])
+            results.texts[name] = "\n".join(result["text"])
     return results
 
 
 def run_workflow(
-    prompt: dict[str, Any], output: Path, comfyui: Path, inputs: Path | None = None
+    prompt: Prompt, output: Path, comfyui: Path, inputs: Path | None = None
 ) -> Results:
     """Runs a workflow in API format on a ComfyUI of its own.
 
@@ -178,8 +176,8 @@ def run_workflow(
         inputs: folder of what ComfyUI shall find in its input folder.
 
     Raises:
-        PromptRefused: ComfyUI does not accept the workflow.
-        ServerError: ComfyUI failed, or a node did; the server's log is then in `output`.
+        ComfyUIError: ComfyUI does not accept the workflow, or failed, or a node did; the server's
+            log is then in `output`.
     """
     started = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
@@ -192,7 +190,7 @@ def run_workflow(
             print(f"Starting ComfyUI on the {'CPU' if cpu else 'GPU'}", flush=True)
             with server, Client(server.url) as client:
                 results = run_on(client, prompt, output, started)
-        except (PromptRefused, ServerError):
+        except ComfyUIError:
             if server.log_path.is_file():
                 shutil.copy(server.log_path, output / "comfyui.log")
             raise
@@ -216,7 +214,7 @@ def main() -> None:
     try:
         prompt = json.loads(arguments.workflow.read_text(encoding="utf-8"))
         paths = run_workflow(prompt, arguments.output, arguments.comfyui).pictures
-    except (PromptRefused, ServerError) as failure:
+    except ComfyUIError as failure:
         sys.exit(f"error: {failure}")
     print(f"{len(paths)} picture(s) in {(time.monotonic() - started) / 60:.1f} min:")
     for path in paths:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from comfyui_client import PACK
+from comfyui_server import PACK
 from playwright.sync_api import Page
 
 START_MS = 120_000

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from comfyui_client import Client, Server
+from comfyui_client import Client
+from comfyui_server import Server
 from setup_host import find_comfyui
 
 # torch's threads else spin long while they wait: where another program wants the same cores, a run

@@ -20,7 +20,7 @@ def pictures(client: Client, run: Run) -> dict[str, np.ndarray]:
     """Returns the pictures of each node that has some, (views, height, width, 3) in 0..255."""
     return {
         node: np.stack(
-            [np.asarray(Image.open(io.BytesIO(client.download(i)))) for i in output["images"]]
+            [np.asarray(Image.open(io.BytesIO(client.view(i)))) for i in output["images"]]
         ).astype(float)
         for node, output in run.outputs.items()
         if "images" in output

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import repository  # noqa: F401
-from comfyui_client import PACK, REPO, Client, Server
-from setup_host import find_comfyui
+from comfyui_client import Client
+from comfyui_server import PACK, Server
+from setup_host import REPO, find_comfyui
 
 LOCALES = REPO / "locales"
 ENGLISH = "en"
@@ -35,7 +36,7 @@ def main() -> None:
         Server(comfyui, Path(sys.executable), Path(base), cpu=True) as server,
         Client(server.url) as client,
     ):
-        infos = client.get_json("/object_info")
+        infos = client.get("/object_info")
     ours = {i: info for i, info in infos.items() if info["python_module"] == f"custom_nodes.{PACK}"}
     english = {node_id: node_labels(ours[node_id]) for node_id in sorted(ours)}
     text = json.dumps(english, indent=2, ensure_ascii=False) + "\n"

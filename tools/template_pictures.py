@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import repository  # noqa: F401
-from comfyui_client import REPO, PromptRefused, ServerError
+from comfyui_client import ComfyUIError
 from PIL import Image
 from run_workflow import run_workflow
-from setup_host import find_comfyui
+from setup_host import REPO, find_comfyui
 
 TEMPLATES = REPO / "example_workflows"
 QUALITY = 88  # of the JPEG
@@ -116,7 +116,7 @@ def main() -> None:
             prompt = json.loads((TEMPLATES / "api" / f"{name}.json").read_text(encoding="utf-8"))
             try:
                 run_workflow(prompt, folder, comfyui)
-            except (PromptRefused, ServerError) as failure:
+            except ComfyUIError as failure:
                 sys.exit(f"error: {failure}")
         path = options.out / f"{name}.jpg"
         DRAWN[name](folder).save(path, "JPEG", quality=QUALITY, optimize=True)

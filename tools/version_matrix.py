@@ -61,7 +61,9 @@ def run_tests(host: Host, tests: list[str]) -> tuple[bool, str]:
 
 def check_refusal(comfyui: Path) -> None:
     """Exits non-zero unless this ComfyUI starts and the main job ends with the refusal."""
-    from comfyui_client import Client, PromptRefused, Server  # needs the host's packages
+    from comfyui_client import Client  # needs the host's packages
+    from comfyui_queue import PromptRefused
+    from comfyui_server import Server
 
     prompt = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(prefix="pfstorer-") as base:

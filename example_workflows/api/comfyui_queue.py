@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import sys
 import time
@@ -21,6 +22,19 @@ Prompt = dict[str, dict[str, Any]]  # by node id: class_type, inputs, _meta
 
 class ComfyUIError(Exception):
     """What went wrong, in a sentence for the user."""
+
+
+class PromptRefused(ComfyUIError):
+    """The server does not take a prompt as it is.
+
+    Args:
+        lines: what is wrong with it, a sentence each.
+        node_errors: by node id, the server's list of errors and the class of the node.
+    """
+
+    def __init__(self, lines: list[str], node_errors: dict[str, Any]) -> None:
+        super().__init__("\n".join(["ComfyUI refused the prompt.", *lines]))
+        self.node_errors = node_errors
 
 
 class ComfyUI:
@@ -49,7 +63,7 @@ class ComfyUI:
                 return content
         except urllib.error.HTTPError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ComfyUIError(
                 f"No ComfyUI answers at {self.url} ({reason}); start it, or give its address "
@@ -70,6 +84,11 @@ class ComfyUI:
         answer = self.request(path, json.dumps(body).encode())
         return json.loads(answer) if answer else None
 
+    def object_info(self, node_type: str) -> dict[str, Any] | None:
+        """Returns what the server knows of a type of node, None if it knows no such type."""
+        info: dict[str, Any] = self.get(f"/object_info/{node_type}")
+        return info.get(node_type)
+
     def require_nodes(self, prompt: Prompt) -> None:
         """Checks that the server has all nodes of a prompt.
 
@@ -77,7 +96,7 @@ class ComfyUI:
             ComfyUIError: it has not.
         """
         types = {node["class_type"] for node in prompt.values()}
-        missing = [t for t in sorted(types) if t not in self.get(f"/object_info/{t}")]
+        missing = [t for t in sorted(types) if self.object_info(t) is None]
         if missing:
             raise ComfyUIError(
                 f"The ComfyUI at {self.url} has no node {', '.join(missing)}; install or update "
@@ -114,31 +133,36 @@ class ComfyUI:
         taken = json.loads(answer)
         return f"{taken['subfolder']}/{taken['name']}"
 
-    def queue(self, prompt: Prompt) -> str:
+    def queue(self, prompt: Prompt, **more: Any) -> str:
         """Queues a prompt and returns its id.
 
+        Args:
+            prompt: in API format.
+            more: what else ComfyUI shall know, for example `client_id`.
+
         Raises:
-            ComfyUIError: the server refuses it; a line for each wrong input.
+            PromptRefused: the server refuses all or any part of it.
         """
         try:
-            answer = self.post("/prompt", {"prompt": prompt})
+            answer = self.post("/prompt", {"prompt": prompt, **more})
         except urllib.error.HTTPError as refusal:
             try:
                 answer = json.loads(refusal.read())
             except ValueError:
                 raise ComfyUIError(f"ComfyUI refused the prompt ({refusal}).") from refusal
+        node_errors = answer.get("node_errors", {})
         # It takes a prompt of which some outputs are valid, and would run these alone.
-        if answer.get("node_errors") and "prompt_id" in answer:
+        if node_errors and "prompt_id" in answer:
             self.post("/queue", {"delete": [answer["prompt_id"]]})
             self.post("/interrupt", {"prompt_id": answer["prompt_id"]})
         lines = [
-            f"{_title(prompt, node)}: {error['message']}: {error['details']}."
-            for node, found in answer.get("node_errors", {}).items()
+            f"{title(prompt, node)}: {error['message']}: {error['details']}."
+            for node, found in node_errors.items()
             for error in found["errors"]
         ]
         if lines or "prompt_id" not in answer:
             lines = lines or [str(answer.get("error", {}).get("message", answer))]
-            raise ComfyUIError("ComfyUI refused the prompt.\n" + "\n".join(lines))
+            raise PromptRefused(lines, node_errors)
         return str(answer["prompt_id"])
 
     def wait(self, prompt: Prompt, prompt_id: str) -> dict[str, Any]:
@@ -150,7 +174,7 @@ class ComfyUI:
         started = 0.0
         while True:
             running, before = self._place(prompt_id)
-            ended = self.get(f"/history/{prompt_id}").get(prompt_id)
+            ended = self.history(prompt_id)
             if ended:
                 _show("")
                 return _outputs(prompt, ended)
@@ -167,6 +191,11 @@ class ComfyUI:
                 )
             time.sleep(POLL_SECONDS)
 
+    def history(self, prompt_id: str) -> dict[str, Any]:
+        """Returns what the server keeps of a prompt that has ended, {} if it has not."""
+        entries: dict[str, dict[str, Any]] = self.get(f"/history/{prompt_id}")
+        return entries.get(prompt_id, {})
+
     def stop(self, prompt_id: str) -> None:
         """Interrupts a prompt, or takes it from the queue, and waits until it has ended."""
         self.post("/queue", {"delete": [prompt_id]})
@@ -175,15 +204,19 @@ class ComfyUI:
         while self._place(prompt_id)[0] and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
-    def download(self, picture: dict[str, str], path: Path) -> None:
-        """Saves a picture of a node's output."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def view(self, picture: dict[str, str]) -> bytes:
+        """Returns the file of a picture of a node's output."""
         try:
-            path.write_bytes(self.request(f"/view?{urllib.parse.urlencode(picture)}"))
+            return self.request(f"/view?{urllib.parse.urlencode(picture)}")
         except urllib.error.HTTPError as error:
             raise ComfyUIError(
                 f"ComfyUI made {picture['filename']} but does not give it ({error})."
             ) from error
+
+    def download(self, picture: dict[str, str], path: Path) -> None:
+        """Saves a picture of a node's output."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.view(picture))
 
     def _place(self, prompt_id: str) -> tuple[bool, int | None]:
         """Returns whether a prompt runs, and how many come before it, None if it is not waiting."""
@@ -206,7 +239,8 @@ def find(prompt: Prompt, class_type: str) -> str:
     return next(node for node, entry in prompt.items() if entry["class_type"] == class_type)
 
 
-def _title(prompt: Prompt, node: str) -> str:
+def title(prompt: Prompt, node: str) -> str:
+    """Returns what a node is called in the workflow."""
     entry = prompt.get(node, {})
     return str(entry.get("_meta", {}).get("title") or entry.get("class_type", node))
 
@@ -218,8 +252,8 @@ def _outputs(prompt: Prompt, ended: dict[str, Any]) -> dict[str, Any]:
         return outputs
     for kind, data in status.get("messages", []):
         if kind == "execution_error":
-            title = _title(prompt, str(data["node_id"]))
-            raise ComfyUIError(f"{title}: {str(data['exception_message']).strip()}")
+            node = title(prompt, str(data["node_id"]))
+            raise ComfyUIError(f"{node}: {str(data['exception_message']).strip()}")
     raise ComfyUIError("The prompt was interrupted.")
 
 

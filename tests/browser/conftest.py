@@ -1,12 +1,11 @@
 """One headless Chromium for all tests, and a fresh page of ComfyUI's real frontend for each."""
 
-import json
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from comfyui_client import Server
 from comfyui_frontend import Frontend
+from comfyui_queue import ComfyUI
+from comfyui_server import Server
 from playwright.sync_api import Browser, sync_playwright
 from setup_host import NO_CHROMIUM, find_chromium
 
@@ -50,12 +49,7 @@ def locale() -> str:
 @pytest.fixture
 def frontend(browser: Browser, server: Server, locale: str) -> Iterator[Frontend]:
     """A fresh page with ComfyUI ready; fails if the page raised an error meanwhile."""
-    request = urllib.request.Request(
-        f"{server.url}/api/settings",
-        data=json.dumps({**SETTINGS, "Comfy.Locale": locale}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    urllib.request.urlopen(request, timeout=60).close()
+    ComfyUI(server.url).post("/api/settings", {**SETTINGS, "Comfy.Locale": locale})
     page = browser.new_page(viewport={"width": 1600, "height": 900})
     opened = Frontend(page, server.url)
     yield opened

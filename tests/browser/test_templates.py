@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_client import REPO
 from comfyui_frontend import Frontend
+from setup_host import REPO
 from torchvision.transforms.functional import to_pil_image
 
 from pfstorer_core.degradation.presets import PRESETS

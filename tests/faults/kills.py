@@ -16,12 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
-from comfyui_client import TEXT_EVENT, Client, Server, ServerError
+from comfyui_client import TEXT_EVENT, Client
+from comfyui_queue import ComfyUIError
+from comfyui_server import Server
 
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.identities.adapter import IdentityAdapter
@@ -166,7 +167,7 @@ class Victim:
             try:
                 ended = client.run(self.prompt, on_event=see)
                 status, error = ended.status, str(ended.error)
-            except (ServerError, OSError, HTTPException):  # as meant, unless nobody killed it
+            except (ComfyUIError, OSError):  # as meant, unless nobody killed it
                 if not killer.killed:
                     raise
             finally:
@@ -267,7 +268,7 @@ def kill_server(settings: Settings) -> list[Outcome]:
             prompt = served.training(photos, "whole.safetensors", steps=steps, **SMALL)
             ended = client.run(prompt)
             if ended.status != "success":
-                raise ServerError(f"the uninterrupted training ended with {ended.error}")
+                raise ComfyUIError(f"the uninterrupted training ended with {ended.error}")
         seconds = time.monotonic() - began
         whole = served.identities(server) / "whole.safetensors"
         old = IdentityAdapter.load(whole, dtype=None)

@@ -200,7 +200,8 @@ def _links(settings: Settings) -> Outcome:
 
 def _posted(settings: Settings) -> Iterator[Outcome]:
     """Prompts with hostile names, posted to a server as no page would."""
-    from comfyui_client import Client, PromptRefused
+    from comfyui_client import Client
+    from comfyui_queue import PromptRefused
 
     from .originals import write_original
     from .served import new_server

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
-from comfyui_client import TEXT_EVENT, Client, Run, Server
+from comfyui_client import TEXT_EVENT, Client, Run
+from comfyui_server import Server
 
 from . import served
 from .report import Outcome, Settings, Tally
@@ -111,7 +112,7 @@ class Trial:
 
     def compare(self, client: Client, queued: str, adapter: str | None, seed: int) -> str | None:
         """Waits for a queued restoration and says what is wrong with it, None if nothing is."""
-        run = client.wait(queued)
+        run = client.follow(queued)
         if run.status != "success":
             return f"a restoration ended with {run.status}: {run.error}"
         if RESTORE in run.of_type("execution_cached")[0]["nodes"]:
@@ -212,14 +213,14 @@ class Trial:
             for _ in range(count):
                 kept, deleted, after, cleared = (next(cases) for _ in range(4))
                 ids = [client.queue(self.restoration(*case)) for case in (kept, deleted, after)]
-                client.request("/queue", {"delete": [ids[1]]})
+                client.post("/queue", {"delete": [ids[1]]})
                 problems = [
                     self.compare(client, ids[0], *kept),
                     self.compare(client, ids[2], *after),
                 ]
                 ids.append(client.queue(self.restoration(*kept, LONG_STEPS)))
                 ids.append(client.queue(self.restoration(*cleared)))
-                client.request("/queue", {"clear": True})
+                client.post("/queue", {"clear": True})
                 client.interrupt()
                 last = client.queue(self.restoration(*cleared))
                 problems.append(self.compare(client, last, *cleared))
@@ -236,7 +237,7 @@ class Trial:
         )
         with Client(self.server.url) as client:
             for adapter, seed in itertools.islice(self.cases(), 2 * count):
-                client.request("/free", {"unload_models": True, "free_memory": True})
+                client.post("/free", {"unload_models": True, "free_memory": True})
                 queued = client.queue(self.restoration(adapter, seed))
                 tally.add(self.compare(client, queued, adapter, seed))
         return tally.outcome()
@@ -249,7 +250,7 @@ class Trial:
         second: tuple[str | None, int],
     ) -> str | None:
         ids = client.queue(first), client.queue(self.restoration(*second))
-        stopped = client.wait(ids[0], on_event=canceller)
+        stopped = client.follow(ids[0], on_event=canceller)
         problem = self.compare(client, ids[1], *second)
         if stopped.status != "interrupted":
             return f"what was cancelled ended with {stopped.status}: {stopped.error}"

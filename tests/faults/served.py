@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfyui_client import Client, Run, Server
+from comfyui_client import Client, Run
+from comfyui_queue import Prompt
+from comfyui_server import Server
 from in_process import has_gpu
 from PIL import Image
 from setup_host import REPO, find_comfyui
@@ -24,7 +26,6 @@ API = REPO / "example_workflows" / "api"
 LOADER, TRAIN, SAVE = "1", "3", "4"  # of the training's template
 SHOW = "9"
 PHOTOS = 3
-Prompt = dict[str, Any]
 
 
 def new_server(base: Path) -> Server:

@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from comfyui_client import PACK, REPO, link_pack
+from comfyui_server import PACK, link_pack
 from device import compute_exactly
 from loaded_pack import Pack
-from setup_host import find_comfyui
+from setup_host import REPO, find_comfyui
 
 
 def pytest_configure(config: pytest.Config) -> None:

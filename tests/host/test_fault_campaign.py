@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from comfyui_client import Server
+from comfyui_server import Server
 from fault_campaign import full_report, main, part_names
 from faults.report import Outcome, Settings, Tally, markdown_table
 

@@ -2,8 +2,10 @@ import json
 import re
 
 import pytest
-from comfyui_client import PACK, REPO, Client, Server
+from comfyui_client import Client
+from comfyui_server import PACK, Server
 from labels import ENGLISH, node_labels, other_languages
+from setup_host import REPO
 
 NODES = {
     "PFStorerApplyPersonalization": "Apply Personalization",
@@ -36,7 +38,7 @@ def input_options(info: dict) -> dict[str, dict]:
 
 
 def test_the_pack_registers_these_nodes_and_no_others(client: Client) -> None:
-    infos = client.get_json("/object_info")
+    infos = client.get("/object_info")
     ours = {i for i, info in infos.items() if info["python_module"] == f"custom_nodes.{PACK}"}
     assert ours == set(NODES)
 
@@ -67,13 +69,13 @@ def test_all_templates_are_listed(client: Client) -> None:
         "tiled_4k",
         "train_identity",
     ]
-    assert sorted(client.get_json("/api/workflow_templates")[PACK]) == TEMPLATES
+    assert sorted(client.get("/api/workflow_templates")[PACK]) == TEMPLATES
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_is_served_with_its_picture(client: Client, name: str) -> None:
     place = f"/api/workflow_templates/{PACK}/{name}"
-    assert client.get_json(f"{place}.json")["nodes"]
+    assert client.get(f"{place}.json")["nodes"]
     assert client.request(f"{place}.jpg").startswith(b"\xff\xd8")  # JPEG
 
 
@@ -116,7 +118,7 @@ def test_a_help_page_names_all_inputs_and_outputs(
     labels = node_labels(info)
     names = [label["name"] for kind in ("inputs", "outputs") for label in labels[kind].values()]
     assert [name for name in names if not re.search(rf"\b{name}\b", page)] == []
-    served = client.get_json("/i18n")[language]["nodeDefs"][node_id]
+    served = client.get("/i18n")[language]["nodeDefs"][node_id]
     translated = [label["name"] for label in served["inputs"].values()]
     assert [name for name in translated if name not in page] == []
 
@@ -125,6 +127,6 @@ def test_a_help_page_names_all_inputs_and_outputs(
 def test_the_english_labels_are_those_of_the_node(client: Client, node_id: str) -> None:
     info = client.object_info(node_id)
     assert info is not None
-    assert client.get_json("/i18n")[ENGLISH]["nodeDefs"][node_id] == node_labels(info), (
+    assert client.get("/i18n")[ENGLISH]["nodeDefs"][node_id] == node_labels(info), (
         "run tools/labels.py"
     )

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
-from comfyui_client import REPO
 from labels import ENGLISH, compared, labels_of, other_languages
+from setup_host import REPO
 
 DOCS = REPO / "nodes" / "web" / "docs"  # what links in pages are relative to, for the frontend
 PICTURES = DOCS / "pictures"

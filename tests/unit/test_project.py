@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from comfyui_client import PACK, REPO
+from comfyui_server import PACK
 from PIL import Image
-from setup_host import DEFAULT_VERSION, RELEASES, requirement_lines, requirement_name
+from setup_host import DEFAULT_VERSION, RELEASES, REPO, requirement_lines, requirement_name
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,8 +12,10 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
-from comfyui_client import REPO, Client, PromptRefused
+from comfyui_client import Client
+from comfyui_queue import PromptRefused
 from onnx_networks import write_onnx_means
+from setup_host import REPO
 from torch import Tensor
 from workflow_runs import changed, pictures
 

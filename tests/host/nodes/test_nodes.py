@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_client import REPO
 from loaded_pack import BUNDLED, RESTORE
+from setup_host import REPO
 from tiny_models import image, write_bundled
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_client import Client, Server
+from comfyui_client import Client
+from comfyui_server import Server
 from PIL import Image
 from restore_person import LARGEST, PHOTOS, PICTURE, build, prepare, summarise
 from run_workflow import run_on, without_training

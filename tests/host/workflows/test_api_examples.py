@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comfyui_client import PACK, REPO, Client, Server
+from comfyui_client import Client
+from comfyui_server import PACK, Server
 from PIL import Image
+from setup_host import REPO
 from tiny_models import write_bundled
 from torchvision.utils import save_image
 
@@ -122,7 +124,7 @@ def test_an_interrupted_training_goes_on(
     process = start(tmp_path, scripts, "train.py", *arguments, *common)
     assert process.stdout is not None
     assert process.stdout.readline().startswith("Training with 2 photo(s)")
-    queue = client.get_json("/queue")
+    queue = client.get("/queue")
     (entry,) = [*queue["queue_running"], *queue["queue_pending"]]
 
     class Under(Exception):
@@ -133,7 +135,7 @@ def test_an_interrupted_training_goes_on(
             raise Under
 
     with pytest.raises(Under):  # ComfyUI's page is told though the script listens to nothing
-        client.wait(entry[1], timeout=60, on_event=look)
+        client.follow(entry[1], timeout=60, on_event=look)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (130, "")
@@ -211,6 +213,6 @@ def test_a_missing_photo_server_or_node_is_named(
 
 
 def test_templates_are_listed_without_the_scripts(client: Client) -> None:
-    listed = client.get_json("/api/workflow_templates")[PACK]
+    listed = client.get("/api/workflow_templates")[PACK]
     assert sorted(listed) == sorted(path.stem for path in API.parent.glob("*.json"))
     assert io.BytesIO(client.request(f"/api/workflow_templates/{PACK}/api/README.md")).read()

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comfyui_client import REPO, TEXT_EVENT, Client, PromptRefused, Run, Server
+from comfyui_client import TEXT_EVENT, Client, Run
+from comfyui_queue import PromptRefused
+from comfyui_server import Server
 from PIL import Image
+from setup_host import REPO
 from tiny_models import randomise, write_bundled
 from workflow_runs import changed, pictures
 

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comfyui_client import REPO, Client, PromptRefused, Server
+from comfyui_client import Client
+from comfyui_queue import PromptRefused
+from comfyui_server import Server
 from PIL import Image
+from setup_host import REPO
 from tiny_models import write_bundled
 from workflow_runs import changed, pictures
 

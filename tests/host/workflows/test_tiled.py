@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comfyui_client import REPO, TEXT_EVENT, Client, Run, Server
+from comfyui_client import TEXT_EVENT, Client, Run
+from comfyui_server import Server
 from PIL import Image
+from setup_host import REPO
 from tiny_models import write_bundled
 from workflow_runs import changed, pictures
 

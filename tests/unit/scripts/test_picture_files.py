@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_client import REPO
 from picture_files import FEWEST, PictureError, check_picture, is_picture, photos_in
 from PIL import Image
+from setup_host import REPO
 from torchvision.transforms.functional import to_pil_image
 
 
