@@ -307,7 +307,9 @@ def own_host(version: str = DEFAULT_VERSION, environment: Path = HOST_FOLDER / "
         for requirement in requirement_lines(comfyui / "requirements.txt")
         if not NOT_INSTALLED.fullmatch(requirement_name(requirement))
     ]
-    wanted += [*TORCH, *requirement_lines(REQUIREMENTS), *requirement_lines(DEV_REQUIREMENTS)]
+    wanted += [*TORCH, *requirement_lines(REQUIREMENTS)]
+    if DEV_REQUIREMENTS.is_file():  # not in the registry's archive
+        wanted += requirement_lines(DEV_REQUIREMENTS)
     python_version = subprocess.run(
         [str(python), "-VV"], check=True, capture_output=True, text=True
     ).stdout

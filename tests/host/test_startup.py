@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from archive import unpack
+from comfyui_server import PACK
 from setup_host import REPO, requirement_lines, requirement_name
 
 HEAVY = {
@@ -18,11 +20,13 @@ HEAVY = {
 }
 
 
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """What the benchmark says of loading the plugin in a fresh process."""
+@pytest.fixture(scope="module", params=["checkout", "archive"])
+def load(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What the benchmark says of loading the plugin, or its archive, in a fresh process."""
     command = [sys.executable, str(REPO / "benchmarks" / "startup.py")]
     base = tmp_path_factory.mktemp("start")
+    if request.param == "archive":
+        unpack(base / "custom_nodes" / PACK)
     done = subprocess.run([*command, str(base)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
