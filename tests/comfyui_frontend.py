@@ -120,10 +120,6 @@ class Frontend:
         self.page.wait_for_function("app.graph._nodes.length > 0")
         dialog.wait_for(state="hidden")
 
-    def load_workflow(self, workflow: dict[str, Any]) -> None:
-        """Loads a workflow in UI format."""
-        self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
-
     def missing_nodes(self) -> list[str]:
         """Returns the types of the nodes that the frontend does not know."""
         types: list[str] = self.page.evaluate(

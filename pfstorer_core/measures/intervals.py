@@ -2,45 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..errors import PFStorerError
-
-
-def bootstrap_interval(
-    values: Sequence[float] | Tensor,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Return (mean, low, high): the mean and its percentile bootstrap interval.
-
-    Args:
-        values: at least two finite numbers, one per image or, better, per independent unit.
-        confidence: between 0 and 1.
-        resamples: number of draws with replacement.
-        seed: makes the interval reproducible.
-
-    Raises:
-        PFStorerError: for too few or infinite values or a confidence out of its range.
-
-    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
-    """
-    sample = torch.as_tensor(values, dtype=torch.float64).detach().cpu().reshape(-1)
-    if len(sample) < 2 or not bool(sample.isfinite().all()):
-        raise PFStorerError(
-            f"A confidence interval of {len(sample)} values was asked for; give at least 2, "
-            "all of them finite."
-        )
-    _check_bootstrap(confidence, resamples)
-    generator = torch.Generator().manual_seed(seed)
-    count = len(sample)
-    drawn = torch.randint(count, (resamples, count), generator=generator)
-    low, high = _percentiles(sample[drawn].mean(dim=1), confidence)
-    return float(sample.mean()), low, high
 
 
 def clustered_interval(
@@ -84,7 +51,11 @@ def clustered_interval(
         )
     if not bool(sample.isfinite().all()):
         raise PFStorerError("A confidence interval was asked for values that are not all finite.")
-    _check_bootstrap(confidence, resamples)
+    if not 0.0 < confidence < 1.0 or resamples < 1:
+        raise PFStorerError(
+            f"The confidence is {confidence} with {resamples} resamples; give a confidence "
+            "between 0 and 1 and at least 1 resample."
+        )
     generator = torch.Generator().manual_seed(seed)
     clusters, items, _ = sample.shape
     rows = torch.randint(clusters, (resamples, clusters, 1), generator=generator)
@@ -95,19 +66,6 @@ def clustered_interval(
         means, whole = means[:, 0], whole[0]
     else:
         means, whole = statistic(means), statistic(whole)
-    low, high = _percentiles(means, confidence)
-    return float(whole), low, high
-
-
-def _check_bootstrap(confidence: float, resamples: int) -> None:
-    if not 0.0 < confidence < 1.0 or resamples < 1:
-        raise PFStorerError(
-            f"The confidence is {confidence} with {resamples} resamples; give a confidence "
-            "between 0 and 1 and at least 1 resample."
-        )
-
-
-def _percentiles(draws: Tensor, confidence: float) -> tuple[float, float]:
     tails = torch.tensor([(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0], dtype=torch.float64)
-    low, high = draws.quantile(tails).tolist()
-    return low, high
+    low, high = means.quantile(tails).tolist()
+    return float(whole), low, high

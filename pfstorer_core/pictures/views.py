@@ -119,19 +119,6 @@ def random_view(image: Tensor, size: int, config: ViewConfig, generator: torch.G
     return _change_colours(image.clamp(0.0, 1.0), config, u[5:8])
 
 
-def random_views(
-    image: Tensor, count: int, size: int, config: ViewConfig, generator: torch.Generator
-) -> Tensor:
-    """Return `count` calls of `random_view` as one batch (count, 3, size, size).
-
-    Raises:
-        PFStorerError: as `random_view`, or for a count below 1.
-    """
-    if count < 1:
-        raise PFStorerError(f"The number of views is {count}; ask for at least 1.")
-    return torch.stack([random_view(image, size, config, generator) for _ in range(count)])
-
-
 def _window_side(short: int, size: int, span: float, config: ViewConfig, u: float) -> int:
     smallest = size / config.max_upscale
     low, high = (share * short for share in config.window)
