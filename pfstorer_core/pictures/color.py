@@ -19,7 +19,6 @@ _BAND_PIXELS = 2**18
 # The halo is computed twice at each border of two bands: lower bands would mostly be halo.
 _BAND_ROWS = 4 * _HALO  # at least
 _GREY_TOLERANCE = 1 / 512  # half a step of an 8-bit picture
-LUMA = (0.299, 0.587, 0.114)
 
 
 def wavelet_fix(image: Tensor, reference: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -125,12 +124,13 @@ def to_grey(image: Tensor, *, out: Tensor | None = None) -> Tensor:
 
     Source: ITU-R BT.601, weights of luma.
     """
+    from kornia.color import rgb_to_grayscale
+
     _check(image, "image")
     out = _result(image, out)
-    weights = torch.tensor(LUMA, device=image.device)
     for item, grey in zip(image, out, strict=True):
         for y0, y1 in _bands(item):
-            luma = torch.einsum("c,chw->hw", weights, item[:, y0:y1].float())
+            luma = rgb_to_grayscale(item[:, y0:y1].float())  # (1, rows, W)
             grey[:, y0:y1] = luma.clamp_(0, 1)  # rounding may lead beyond white
     return out
 

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .color import LUMA
-
 _OCTAVES = 4
 _CELL = 2**_OCTAVES
 # Detail of clean and of extremely degraded drawn portraits; their means over 96 pictures.
@@ -46,8 +44,9 @@ def fine_detail(images: Tensor, weight: Tensor | None = None) -> Tensor:
 
     Source: ours; noise by Donoho and Johnstone 1994, Ideal spatial adaptation by wavelet shrinkage.
     """
-    luma = torch.tensor(LUMA, device=images.device)[:, None, None]
-    coarse = _whole_cells((images.float() * luma).sum(1, keepdim=True))  # (B, 1, H', W')
+    from kornia.color import rgb_to_grayscale
+
+    coarse = _whole_cells(rgb_to_grayscale(images.float()))  # (B, 1, H', W')
     where = torch.ones_like(coarse[:1])
     if weight is not None:
         where = _whole_cells(weight.to(coarse))  # (B, 1, H', W')
