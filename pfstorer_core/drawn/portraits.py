@@ -158,6 +158,13 @@ def sample_identities(numbers: Sequence[int]) -> Identities:
     v["jaw"] = d.between(0.10, 0.36)  # how much narrower the chin is
     v["chin"] = d.between(-0.06, 0.10)  # added to the half height
     v["age"] = d.unit() ** 2  # 0 smooth, 1 deep lines
+    _draw_features(v, d)
+    _draw_hair_and_marks(v, d)
+    return Identities(v)
+
+
+def _draw_features(v: Values, d: _Draws) -> None:
+    """Draws eyes, brows, nose and mouth."""
     v["eye_x"] = d.between(0.27, 0.34)
     v["eye_y"] = d.between(-0.09, 0.01)
     v["eye_w"] = d.between(0.13, 0.175)
@@ -182,6 +189,10 @@ def sample_identities(numbers: Sequence[int]) -> Identities:
     v["lip_low"] = d.between(0.035, 0.085)  # height
     v["lip_red"] = d.between(0.0, 1.0)
     v["cupid"] = d.between(0.1, 0.7)  # strength of the upper lip's bow
+
+
+def _draw_hair_and_marks(v: Values, d: _Draws) -> None:
+    """Draws hair, beard, glasses, ears, freckles, moles and dimples."""
     v["style"] = d.pick(_HAIR_STYLES)
     v["hair"] = d.colour(_HAIR)
     v["hairline"] = d.between(-0.66, -0.46)  # its y in front
@@ -206,7 +217,6 @@ def sample_identities(numbers: Sequence[int]) -> Identities:
     )  # (B, _MOLES) each; a radius of 0 is no mole
     v["mole_tone"] = d.between(0.15, 0.45)  # factor on the skin
     v["dimple"] = d.chance(0.25)
-    return Identities(v)
 
 
 def sample_views(count: int, generator: torch.Generator) -> Views:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -38,6 +37,7 @@ _OTHER_SHAPE = 0.05  # relative difference of proportions from which a picture l
 
 def compare(
     restored: Sequence[Tensor],
+    *,
     truth: Sequence[Tensor] = (),
     references: Sequence[Tensor] = (),
     lq: Sequence[Tensor] = (),
@@ -77,30 +77,140 @@ def compare(
     notes: list[str] = []
     columns = _columns(given, main, notes)
     photos = [_picture("references", k, photo) for k, photo in enumerate(references)]
-    figures: dict[str, dict[str, Tensor]] = {kind: {} for kind in columns}
-    count = len(restored)
-    total = count * (len(columns) - 1) if truth else 0
-    if photos and embedding is not None:
-        total += len(photos) + count * len(columns)
-        total += 0 if find_faces is None else len(photos) + count
-    done = itertools.count(1)
-
-    def step() -> None:
-        if progress is not None:
-            progress(next(done), total)
-
-    if truth:
-        _measure_quality(columns, figures, notes, step)
+    measured = _Measured(columns, main, photos, notes, progress)
+    identities = bool(photos) and embedding is not None
+    measured.expect(bool(truth), identities, find_faces is not None)
     baseline = math.nan
+    if truth:
+        measured.measure_quality()
     if photos and embedding is not None:
-        baseline = _measure_identity(
-            columns, main, photos, embedding, find_faces, figures, notes, step
-        )
+        baseline = measured.measure_identity(embedding, find_faces)
         if truth:
             notes += _copy_notes(columns[TRUTH], photos)
     elif embedding is not None:
         notes.append("There are no references, so the identity similarity is left out.")
-    return Comparison(columns, main, figures, baseline, photos, notes)
+    return Comparison(columns, main, measured.figures, baseline, photos, notes)
+
+
+class _Measured:
+    """A comparison while its figures are measured.
+
+    Args:
+        columns: by kind, one picture per item.
+        main: the kind of the restored pictures.
+        photos: of the person.
+        notes: to be added to.
+        progress: see `compare`.
+    """
+
+    def __init__(
+        self,
+        columns: dict[str, list[Tensor]],
+        main: str,
+        photos: list[Tensor],
+        notes: list[str],
+        progress: Progress | None,
+    ) -> None:
+        self.columns, self.main, self.photos, self.notes = columns, main, photos, notes
+        self.figures: dict[str, dict[str, Tensor]] = {kind: {} for kind in columns}
+        self._progress = progress
+        self._done = self._total = 0
+
+    def expect(self, quality: bool, identities: bool, faces: bool) -> None:
+        """Counts the steps of what is going to be measured."""
+        count = len(self.columns[self.main])
+        self._total = count * (len(self.columns) - 1) if quality else 0
+        if identities:
+            self._total += len(self.photos) + count * len(self.columns)
+            self._total += len(self.photos) + count if faces else 0
+
+    def _step(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def measure_quality(self) -> None:
+        """Adds the measures against the truth to the figures."""
+        measures = dict(MEASURES)
+        if not metrics.lpips_available():
+            del measures[LPIPS]
+            self.notes.append(
+                f"LPIPS is left out: {metrics.LPIPS_WEIGHTS} does not lie in torch hub's folder of "
+                "checkpoints."
+            )
+        truth = self.columns[TRUTH]
+        small = min(min(picture.shape[-2:]) for picture in truth)
+        for name, (_, smallest) in measures.items():
+            if small < smallest:
+                self.notes.append(f"{name} needs pictures of at least {smallest} px a side.")
+        for kind, pictures in self.columns.items():
+            if kind == TRUTH:
+                continue
+            values = {name: torch.full((len(pictures),), math.nan) for name in measures}  # (B,)
+            for k, (picture, clean) in enumerate(zip(pictures, truth, strict=True)):
+                for name, (measure, smallest) in measures.items():
+                    if min(clean.shape[-2:]) >= smallest:
+                        values[name][k] = float(measure(picture[None], clean[None]))
+                self._step()
+            self.figures[kind] = values
+
+    def measure_identity(
+        self, embedding: IdentityEmbedding, find_faces: FacePoints | None
+    ) -> float:
+        """Adds the similarity to the figures and returns the baseline."""
+        places: list[Tensor | None] = [None] * len(self.columns[self.main])
+        items = list(range(len(places)))
+        photos = self.photos
+        if find_faces is not None:
+            photos = self._faces_of_photos(find_faces)
+            if not photos:
+                self.notes.append(
+                    "No reference shows a face, so the identity similarity is left out."
+                )
+                return math.nan
+            places = self._faces_of_items(find_faces)
+            items = [k for k in items if places[k] is not None]
+        embedded = []
+        for photo in photos:
+            embedded.append(embedding.embed(photo[None]))
+            self._step()
+        known = torch.cat(embedded)  # (R, D)
+        for kind, pictures in self.columns.items():
+            values = torch.full((len(pictures),), math.nan)
+            for k in items:
+                points = places[k]
+                picture = pictures[k] if points is None else aligned_face(pictures[k], points)
+                values[k] = (embedding.embed(picture[None]) @ known.T).mean()
+                self._step()
+            self.figures[kind][SIMILARITY] = values  # (B,)
+        if len(known) < 2:
+            self.notes.append(
+                "One reference has no baseline; give two or more, to know what is high."
+            )
+            return math.nan
+        alike = known @ known.T  # (R, R)
+        others = ~torch.eye(len(known), dtype=torch.bool)
+        return float(alike[others].mean())
+
+    def _faces_of_photos(self, find_faces: FacePoints) -> list[Tensor]:
+        """Returns the faces cut out of the references that show one."""
+        faces = []
+        for k, photo in enumerate(self.photos):
+            points = _face(find_faces, [photo], f"Reference {k + 1}", self.notes)
+            if points is not None:
+                faces.append(aligned_face(photo, points))
+            self._step()
+        return faces
+
+    def _faces_of_items(self, find_faces: FacePoints) -> list[Tensor | None]:
+        """Returns where the face of each item is, None where no picture of it shows one."""
+        kinds = [kind for kind in (TRUTH, self.main, BASE, LQ) if kind in self.columns]
+        places = []
+        for k in range(len(self.columns[self.main])):
+            pictures = [self.columns[kind][k] for kind in kinds]
+            places.append(_face(find_faces, pictures, f"Picture {k + 1}", self.notes))
+            self._step()
+        return places
 
 
 def _columns(
@@ -166,34 +276,6 @@ def _size_notes(kind: str, pictures: Sequence[Tensor], sizes: Sequence[torch.Siz
     return notes
 
 
-def _measure_quality(
-    columns: dict[str, list[Tensor]],
-    figures: dict[str, dict[str, Tensor]],
-    notes: list[str],
-    step: Callable[[], None],
-) -> None:
-    measures = dict(MEASURES)
-    if not metrics.lpips_available():
-        del measures[LPIPS]
-        notes.append(
-            f"LPIPS is left out: {metrics.LPIPS_WEIGHTS} does not lie in torch hub's folder of "
-            "checkpoints."
-        )
-    small = min(min(picture.shape[-2:]) for picture in columns[TRUTH])
-    for name, (_, smallest) in measures.items():
-        if small < smallest:
-            notes.append(f"{name} needs pictures of at least {smallest} px a side.")
-    for kind, pictures in columns.items():
-        if kind == TRUTH:
-            continue
-        figures[kind] = {name: torch.full((len(pictures),), math.nan) for name in measures}  # (B,)
-        for k, (picture, clean) in enumerate(zip(pictures, columns[TRUTH], strict=True)):
-            for name, (measure, smallest) in measures.items():
-                if min(clean.shape[-2:]) >= smallest:
-                    figures[kind][name][k] = float(measure(picture[None], clean[None]))
-            step()
-
-
 def _copy_notes(truth: list[Tensor], references: list[Tensor]) -> list[str]:
     found = copy_correlations([*truth, *references])[len(truth) :, : len(truth)].amax(1)
     return [
@@ -202,58 +284,6 @@ def _copy_notes(truth: list[Tensor], references: list[Tensor]) -> list[str]:
         for k, value in enumerate(found.tolist(), 1)
         if value >= COPY
     ]
-
-
-def _measure_identity(
-    columns: dict[str, list[Tensor]],
-    main: str,
-    references: list[Tensor],
-    embedding: IdentityEmbedding,
-    find_faces: FacePoints | None,
-    figures: dict[str, dict[str, Tensor]],
-    notes: list[str],
-    step: Callable[[], None],
-) -> float:
-    """Adds the similarity to the figures and returns the baseline."""
-    places: list[Tensor | None] = [None] * len(columns[main])
-    items = list(range(len(places)))
-    if find_faces is not None:
-        photos = []
-        for k, photo in enumerate(references):
-            points = _face(find_faces, [photo], f"Reference {k + 1}", notes)
-            if points is not None:
-                photos.append(aligned_face(photo, points))
-            step()
-        if not photos:
-            notes.append("No reference shows a face, so the identity similarity is left out.")
-            return math.nan
-        looked_for = [kind for kind in (TRUTH, main, BASE, LQ) if kind in columns]
-        for k in items:
-            pictures = [columns[kind][k] for kind in looked_for]
-            places[k] = _face(find_faces, pictures, f"Picture {k + 1}", notes)
-            step()
-        items = [k for k in items if places[k] is not None]
-    else:
-        photos = references
-    embedded = []
-    for photo in photos:
-        embedded.append(embedding.embed(photo[None]))
-        step()
-    known = torch.cat(embedded)  # (R, D)
-    for kind, pictures in columns.items():
-        values = torch.full((len(pictures),), math.nan)
-        for k in items:
-            points = places[k]
-            picture = pictures[k] if points is None else aligned_face(pictures[k], points)
-            values[k] = (embedding.embed(picture[None]) @ known.T).mean()
-            step()
-        figures[kind][SIMILARITY] = values  # (B,)
-    if len(known) < 2:
-        notes.append("One reference has no baseline; give two or more, to know what is high.")
-        return math.nan
-    alike = known @ known.T  # (R, R)
-    others = ~torch.eye(len(known), dtype=torch.bool)
-    return float(alike[others].mean())
 
 
 def _face(

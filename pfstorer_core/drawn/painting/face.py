@@ -8,6 +8,8 @@ from torch import Tensor
 from .features import beard, eyes, mouth, nostrils
 from .head import HEAD_DEPTH, SIDES, Head, bump, cell_noise, paint, radius, rgb, step
 
+Pair = tuple[Tensor, Tensor]
+
 _SOFTNESS = 0.25  # of the skin's light, see Head.lit
 _NOSE_DEPTH = HEAD_DEPTH * 1.03  # z of the plane that the nose is drawn in
 _BLUSH = (0.06, -0.07, -0.06)  # added to the skin
@@ -30,7 +32,7 @@ def face(picture: Tensor, head: Head) -> Tensor:
     nose_u, nose_v = head.plane(_NOSE_DEPTH)
 
     nx, ny, nz = u / rx**2, v / ry**2, z / HEAD_DEPTH**2
-    nx, ny = _relief(head, nx, ny, u, v, nose_u, nose_v)
+    nx, ny = _relief(head, (nx, ny), (u, v), (nose_u, nose_v))
     cosine = head.facing(nx, ny, nz)
     light = head.lit(cosine, _SOFTNESS)
     gloss = 0.10 * ((cosine - 0.86) / 0.14).clamp(0, 1) ** 2
@@ -45,16 +47,16 @@ def face(picture: Tensor, head: Head) -> Tensor:
     return paint(picture, skin, alpha[:, None])
 
 
-def _relief(
-    head: Head, nx: Tensor, ny: Tensor, u: Tensor, v: Tensor, nose_u: Tensor, nose_v: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Bends the ellipsoid's normal (nx, ny) by nose, cheeks, eye sockets and chin.
+def _relief(head: Head, normal: Pair, surface: Pair, nose_plane: Pair) -> Pair:
+    """Bends x and y of the ellipsoid's normal by nose, cheeks, eye sockets and chin.
 
     Args:
-        u, v: (B, H, W) head x and y on the surface.
-        nose_u, nose_v: (B, H, W) head x and y in the nose's plane.
+        normal: (B, H, W) its x and y.
+        surface: (B, H, W) head x and y on the surface.
+        nose_plane: (B, H, W) head x and y in the nose's plane.
     """
     who, view = head.who, head.view
+    (nx, ny), (u, v), (nose_u, nose_v) = normal, surface, nose_plane
     top = who["eye_y"] - 0.06
     ridge = ((nose_v - top) / (who["nose_y"] - top)).clamp(0, 1)  # 0 at the root, 1 at the tip
     ridge_w = who["nose_bridge"] + (who["nose_w"] * 0.62 - who["nose_bridge"]) * ridge**1.6

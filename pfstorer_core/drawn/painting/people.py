@@ -101,7 +101,7 @@ def head_mask(
     chin = 1 + who["chin"].clamp(min=0) + _MASK_MARGIN
     down = torch.where(style == LONG, torch.maximum(who["length"] + 0.15, chin), chin)
 
-    window = _window(height, width, view, frame, -1.7, 1.7, 1.7)
+    window = _window((height, width), view, frame, -1.7, 1.7, 1.7)
     head = stand(who, view, frame, window)
     x = head.px.abs() / (half_w + _MASK_MARGIN)
     y = torch.where(head.py < 0, -head.py / up, head.py / down)
@@ -118,18 +118,19 @@ def _body_window(picture: Tensor, view: Values, frame: Frame) -> Window:
     below = max((height - y) / unit, 0)
     lean = abs(math.sin(float(view["roll"]))) + 0.1 * abs(math.sin(float(view["yaw"])))
     half = _BODY_W + lean * (below + 0.5)
-    return _window(height, width, view, frame, -_HEAD_R, half, below)
+    return _window((height, width), view, frame, -_HEAD_R, half, below)
 
 
 def _head_window(picture: Tensor, view: Values, frame: Frame) -> Window:
     height, width = picture.shape[2:]
-    return _window(height, width, view, frame, -_HEAD_R, _HEAD_R, _HEAD_R)
+    return _window((height, width), view, frame, -_HEAD_R, _HEAD_R, _HEAD_R)
 
 
 def _window(
-    height: int, width: int, view: Values, frame: Frame, top: float, half_w: float, bottom: float
+    size: tuple[int, int], view: Values, frame: Frame, top: float, half_w: float, bottom: float
 ) -> Window:
-    """Pixels within some head units of a head's centre, as far as the picture reaches."""
+    """Pixels within some head units of a head's centre, as far as a picture (H, W) reaches."""
+    height, width = size
     x, y, unit = _place(view, frame)
     y0, y1 = (min(max(round(y + unit * far), 0), height) for far in (top, bottom))
     x0, x1 = (min(max(round(x + unit * far), 0), width) for far in (-half_w, half_w))
