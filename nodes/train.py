@@ -17,6 +17,12 @@ from .identity import Identity
 from .lists import paired
 
 BY_PRESET = 0
+# Inputs whose settings have other names.
+SETTINGS = {
+    "regularizer": "regularizer_weight",
+    "reference_share": "reference_probability",
+    "precision": "mixed_precision",
+}
 
 
 class TrainIdentityAdapter(io.ComfyNode):
@@ -196,24 +202,14 @@ class TrainIdentityAdapter(io.ComfyNode):
         vae: Any,
         name: str,
         preset: str,
-        steps: int,
-        views_per_photo: int,
-        regularizer: float,
-        reference_share: float,
-        precision: str,
         **settings: Any,
     ) -> tuple[IdentityAdapter, Tensor]:
         """Returns an adapter, and the report as an IMAGE (1, H, W, 3)."""
-        if steps != BY_PRESET:
-            settings["steps"] = steps
-        if views_per_photo != BY_PRESET:
-            settings["views_per_photo"] = views_per_photo
+        for choice in ("steps", "views_per_photo"):
+            if settings[choice] == BY_PRESET:
+                del settings[choice]
         config = dataclasses.replace(
-            PRESETS[preset],
-            regularizer_weight=regularizer,
-            reference_probability=reference_share,
-            mixed_precision=precision,
-            **settings,
+            PRESETS[preset], **{SETTINGS.get(key, key): value for key, value in settings.items()}
         )
         progress = NodeProgress(cls.hidden.unique_id)
         adapter = train_identity(

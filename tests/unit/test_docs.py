@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from comfyui_client import PACK
+from comfyui_server import PACK
 from setup_host import REPO
 
 CORE = REPO / "pfstorer_core"

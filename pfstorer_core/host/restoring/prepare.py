@@ -20,7 +20,7 @@ from ..patch.chosen_gammas import choose_gammas
 from ..patch.model import compile_note, restorer_wrapper
 from ..tiles.cropping import check_conditioning, check_nodes
 from ..tiles.padding import padded_size, relative_areas
-from ..tiles.plan import check_pictures, plan_tiles
+from ..tiles.plan import TileChoice, check_pictures, plan_tiles
 from .job import Inputs, Job, Pass
 from .passes import check_noise_levels
 from .person_check import check_persons
@@ -153,13 +153,5 @@ def _sizes(
 def _planned(model: Any, base: Base, batch: int, size: Size, settings: RestoreSettings) -> Pass:
     shape = _latent_shape(base, batch, size)
     padded = shape[2] * base.cell, shape[3] * base.cell
-    plan = plan_tiles(
-        model,
-        shape,
-        base.cell,
-        tile_size=settings.tile_size,
-        overlap=settings.overlap,
-        tile_batch=settings.tile_batch,
-        cfg=settings.cfg,
-    )
-    return Pass(size, padded, shape, plan)
+    choice = TileChoice(settings.tile_size, settings.overlap, settings.tile_batch, settings.cfg)
+    return Pass(size, padded, shape, plan_tiles(model, shape, base.cell, choice))

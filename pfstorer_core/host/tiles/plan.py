@@ -57,22 +57,11 @@ class TilePlan:
         )
 
 
-def plan_tiles(
-    model: Any,
-    latent_shape: tuple[int, int, int, int],
-    cell: int,
-    *,
-    tile_size: int = 0,
-    overlap: float = 0.25,
-    tile_batch: int = 0,
-    cfg: float = 1.0,
-) -> TilePlan:
-    """Plans the tiles of one pass.
+@dataclass(frozen=True)
+class TileChoice:
+    """What is chosen of the tiles.
 
     Args:
-        model: a restorer's MODEL.
-        latent_shape: (B, C, h, w) of the whole latent.
-        cell: pixels per latent pixel.
         tile_size: side of a tile in pixels; 0 chooses it: the whole latent up to twice the size
             that the restorer was trained at, else 1.25 to 1.5 times that size, so that a face of
             the size that it knows fits into a tile, and smaller where memory does not suffice.
@@ -83,8 +72,40 @@ def plan_tiles(
     Raises:
         PFStorerError: a setting out of its range.
     """
-    if not 0 <= overlap <= 0.75:
-        raise PFStorerError(f"The overlap is {overlap}; choose a share of the tile from 0 to 0.75.")
+
+    tile_size: int = 0
+    overlap: float = 0.25
+    tile_batch: int = 0
+    cfg: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap <= 0.75:
+            raise PFStorerError(
+                f"The overlap is {self.overlap}; choose a share of the tile from 0 to 0.75."
+            )
+        if self.tile_batch < 0 or self.tile_size < 0:
+            raise PFStorerError("Tile size and batch are numbers of 0 (automatic) or more.")
+
+
+def plan_tiles(
+    model: Any,
+    latent_shape: tuple[int, int, int, int],
+    cell: int,
+    choice: TileChoice | None = None,
+) -> TilePlan:
+    """Plans the tiles of one pass.
+
+    Args:
+        model: a restorer's MODEL.
+        latent_shape: (B, C, h, w) of the whole latent.
+        cell: pixels per latent pixel.
+        choice: what is chosen; by default everything is automatic.
+
+    Raises:
+        PFStorerError: tiles that are too small for the UNet.
+    """
+    choice = choice or TileChoice()
+    tile_size, overlap, tile_batch = choice.tile_size, choice.overlap, choice.tile_batch
     step = base_of(model).size_step
     smallest = _SMALLEST_TILE * step
     if tile_size and tile_size < smallest * cell:
@@ -92,13 +113,11 @@ def plan_tiles(
             f"Tiles of {tile_size} px are too small for this restorer; choose {smallest * cell} px "
             "or more, or 0 for automatic."
         )
-    if tile_batch < 0 or tile_size < 0:
-        raise PFStorerError("Tile size and batch are numbers of 0 (automatic) or more.")
     batch, channels, height, width = latent_shape
     trained = base_of(model).trained_size // cell
     tile = tile_size // cell // step * step or _best_tile(height, width, trained, overlap, step)
     free = available_memory(model)
-    conditions = 1 if cfg == 1 else 2
+    conditions = 1 if choice.cfg == 1 else 2
 
     def memory(side: int, count: int) -> float:
         shape = [conditions * count, channels, min(side, height), min(side, width)]

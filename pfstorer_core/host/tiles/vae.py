@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management as mm
@@ -54,7 +55,7 @@ def encode(
         return float(vae.memory_used_encode((1, 3, side, side), vae.vae_dtype))
 
     latent_size = padded[0] // cell, padded[1] // cell
-    return _by_tiles(vae, run, memory, latent_size, 1, needed, tell=tell)
+    return _Tiled(vae, run, memory, latent_size, 1, needed).done(tell)
 
 
 def decode(
@@ -107,71 +108,67 @@ def decode(
     elsewhere: Tensor | float = 0.0
     if needed is not None and lq is not None:
         elsewhere = pad(lq, padded)
-    return _by_tiles(vae, run, memory, (height, width), cell, needed, elsewhere, tell)
+    return _Tiled(vae, run, memory, (height, width), cell, needed, elsewhere).done(tell)
 
 
-def _by_tiles(
-    vae: Any,
-    run: Callable[[Tile], Tensor],
-    memory: Callable[[int], float],
-    latent_size: tuple[int, int],
-    scale: int,
-    needed: Tensor | None,
-    elsewhere: Tensor | float = 0.0,
-    tell: Callable[[str], None] | None = None,
-) -> Tensor:
-    """Blends what `run` gives for tiles of the latent, with smaller ones when memory runs out.
+@dataclass(frozen=True)
+class _Tiled:
+    """Work of a VAE that is done by tiles, with smaller ones when memory runs out.
 
     On a GPU the host's VAE answers that itself first, with tiles of its own.
 
     Args:
+        vae: ComfyUI's VAE.
+        run: what is done for a tile of the latent.
         memory: bytes that a tile of a side takes.
+        latent_size: (h, w).
         scale: how much larger the result is than the latent.
+        needed: (h, w); tiles in which it is zero are left out. None is everything.
         elsewhere: what comes back where no tile is needed.
     """
-    usable = _USABLE * available_memory(vae.patcher)
-    side = min(LARGEST_TILE, max(latent_size))
-    while memory(side) > usable and side // 2 >= SMALLEST_TILE:
-        side //= 2
 
-    def shrink() -> str:
-        nonlocal side
-        if side // 2 < SMALLEST_TILE:
-            raise PFStorerError(
-                f"There is not enough memory for the VAE even with tiles of {side} latent pixels; "
-                "close other programs, or start ComfyUI with --lowvram or --cpu-vae."
-            )
-        side //= 2
-        return f"in the VAE; going on with tiles of {side} latent pixels"
+    vae: Any
+    run: Callable[[Tile], Tensor]
+    memory: Callable[[int], float]
+    latent_size: tuple[int, int]
+    scale: int
+    needed: Tensor | None
+    elsewhere: Tensor | float = 0.0
 
-    return retry_smaller(
-        lambda: _blend(run, latent_size, side, scale, needed, elsewhere), shrink, tell
-    )
+    def done(self, tell: Callable[[str], None] | None) -> Tensor:
+        """Returns the blended result."""
+        usable = _USABLE * available_memory(self.vae.patcher)
+        side = min(LARGEST_TILE, max(self.latent_size))
+        while self.memory(side) > usable and side // 2 >= SMALLEST_TILE:
+            side //= 2
 
+        def shrink() -> str:
+            nonlocal side
+            if side // 2 < SMALLEST_TILE:
+                raise PFStorerError(
+                    f"There is not enough memory for the VAE even with tiles of {side} latent "
+                    "pixels; close other programs, or start ComfyUI with --lowvram or --cpu-vae."
+                )
+            side //= 2
+            return f"in the VAE; going on with tiles of {side} latent pixels"
 
-def _blend(
-    run: Callable[[Tile], Tensor],
-    latent_size: tuple[int, int],
-    side: int,
-    scale: int,
-    needed: Tensor | None,
-    elsewhere: Tensor | float,
-) -> Tensor:
-    tiles = tile_grid(*latent_size, side, int(side * _OVERLAP))
-    if needed is not None:
-        tiles = [tile for tile in tiles if tile.crop(needed).any()]
-    blend = None
-    for tile in tiles:
-        mm.throw_exception_if_processing_interrupted()
-        output = run(tile)
-        if len(tiles) == 1 and tile.size == latent_size:
-            return output
+        return retry_smaller(lambda: self._blend(side), shrink, tell)
+
+    def _blend(self, side: int) -> Tensor:
+        tiles = tile_grid(*self.latent_size, side, int(side * _OVERLAP))
+        if self.needed is not None:
+            tiles = [tile for tile in tiles if tile.crop(self.needed).any()]
+        blend = None
+        for tile in tiles:
+            mm.throw_exception_if_processing_interrupted()
+            output = self.run(tile)
+            if len(tiles) == 1 and tile.size == self.latent_size:
+                return output
+            if blend is None:
+                whole = [length * self.scale for length in self.latent_size]
+                blend = TileBlend((*output.shape[:2], *whole), output.device)
+            blend.add(tile.scaled(self.scale), output)
         if blend is None:
-            whole = (latent_size[0] * scale, latent_size[1] * scale)
-            blend = TileBlend((*output.shape[:2], *whole), output.device)
-        blend.add(tile.scaled(scale), output)
-    if blend is None:
-        raise PFStorerError("Nothing is to be restored: the masks are empty.")
-    if isinstance(elsewhere, Tensor):
-        elsewhere = elsewhere.to(output)
-    return blend.mean(elsewhere)
+            raise PFStorerError("Nothing is to be restored: the masks are empty.")
+        elsewhere = self.elsewhere
+        return blend.mean(elsewhere.to(output) if isinstance(elsewhere, Tensor) else elsewhere)

@@ -140,7 +140,7 @@ def personalized_network(setup: Setup, name: str, photos: int) -> PersonalizedNe
     return PersonalizedNetwork(
         unet,
         restorer_wrapper(setup.model).restorer.copy_for_training(dtype),
-        setup.prompt,
+        setup.prompt(),
         IdentityAdapter.initialise(info, config.seed),
         checkpoint=config.checkpointing,
     )

@@ -28,7 +28,6 @@ class Setup:
         model: a restorer's MODEL.
         vae: its VAE.
         base: what the MODEL carries along.
-        prompt: (tokens, width) text embedding of the empty prompt.
         config: settings.
         schedule: noise schedule of the base.
         size: side of the views in pixels.
@@ -38,7 +37,6 @@ class Setup:
     model: Any
     vae: Any
     base: Base
-    prompt: Tensor
     config: IdentityTrainingConfig
     schedule: DDPMScheduler
     size: int
@@ -48,6 +46,11 @@ class Setup:
     def device(self) -> torch.device:
         """Where it is trained."""
         return self.model.load_device
+
+    def prompt(self) -> Tensor:
+        """The text embedding (tokens, width) of the empty prompt, as a copy of its own."""
+        assert self.base.empty_prompt is not None  # `set_up` refuses others
+        return self.base.empty_prompt[0][0][0].float().cpu().clone()
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to latents (B, C, h, w), scaled like the diffusion latents."""
@@ -80,7 +83,6 @@ def set_up(
         model=model,
         vae=vae,
         base=base,
-        prompt=base.empty_prompt[0][0][0].float().cpu().clone(),
         config=config,
         schedule=schedule,
         size=config.size or base.trained_size,

@@ -10,7 +10,7 @@ from tiny_models import image, write_bundled
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host.feedback import RestoreReport
-from pfstorer_core.host.tiles.plan import _best_tile, check_pictures, plan_tiles
+from pfstorer_core.host.tiles.plan import TileChoice, _best_tile, check_pictures, plan_tiles
 from pfstorer_core.tiling.grid import tile_grid
 
 CELL = 4
@@ -64,15 +64,15 @@ def test_the_batch_is_no_larger_than_useful_or_than_the_number_of_tiles(model, m
     set_free(monkeypatch, 2.0**40)
     for batch, height, width in ((1, 32, 32), (3, 32, 32), (1, 32, 100), (1, 60, 500)):
         shape = (batch, 4, height, width)
-        layout = plan_tiles(model, shape, CELL, tile_size=TRAINED * CELL).layout
+        layout = plan_tiles(model, shape, CELL, TileChoice(tile_size=TRAINED * CELL)).layout
         assert layout.batch == min(8, batch * len(layout.tiles))
-    large = plan_tiles(model, SHAPE, CELL, tile_size=2 * TRAINED * CELL).layout
+    large = plan_tiles(model, SHAPE, CELL, TileChoice(tile_size=2 * TRAINED * CELL)).layout
     assert large.batch == 2, "as much work at once as eight tiles of the trained size"
 
 
 def test_less_memory_gives_smaller_batches(model, monkeypatch) -> None:
     set_free(monkeypatch, 3.5 * cost(model, TRAINED, 1))
-    plan = plan_tiles(model, SHAPE, CELL, tile_size=TRAINED * CELL)
+    plan = plan_tiles(model, SHAPE, CELL, TileChoice(tile_size=TRAINED * CELL))
     assert plan.layout.batch == 3 and plan.memory <= plan.free
 
 
@@ -88,15 +88,17 @@ def test_less_memory_gives_smaller_tiles(model, best, monkeypatch) -> None:
 
 def test_guidance_doubles_the_need(model, monkeypatch) -> None:
     set_free(monkeypatch, cost(model, TRAINED, 4) * 1.01)
-    alone = plan_tiles(model, SHAPE, CELL, tile_size=TRAINED * CELL, cfg=1.0)
-    guided = plan_tiles(model, SHAPE, CELL, tile_size=TRAINED * CELL, cfg=2.0)
+    alone = plan_tiles(model, SHAPE, CELL, TileChoice(tile_size=TRAINED * CELL, cfg=1.0))
+    guided = plan_tiles(model, SHAPE, CELL, TileChoice(tile_size=TRAINED * CELL, cfg=2.0))
     assert (alone.layout.batch, guided.layout.batch) == (4, 2)
     assert alone.memory == pytest.approx(guided.memory)
 
 
 def test_values_of_the_user_are_taken(model, monkeypatch) -> None:
     set_free(monkeypatch, 1.0)
-    layout = plan_tiles(model, SHAPE, CELL, tile_size=90, overlap=0.5, tile_batch=7).layout
+    layout = plan_tiles(
+        model, SHAPE, CELL, TileChoice(tile_size=90, overlap=0.5, tile_batch=7)
+    ).layout
     assert (layout.tile, layout.overlap, layout.batch) == (22, 0.5, 7)
     tiles = layout.tiles
     assert {tile.size for tile in tiles} == {(22, 22)}
@@ -105,7 +107,7 @@ def test_values_of_the_user_are_taken(model, monkeypatch) -> None:
 
 def test_the_plan_in_words(model, monkeypatch) -> None:
     set_free(monkeypatch, 2.0**31)
-    plan = plan_tiles(model, SHAPE, CELL, tile_size=128, tile_batch=2)
+    plan = plan_tiles(model, SHAPE, CELL, TileChoice(tile_size=128, tile_batch=2))
     many = str(plan)
     assert many.startswith(
         f"{len(plan.layout.tiles)} tiles of 128 x 128 px that overlap by 32 px or more, 2 at once; "

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comfyui_client import REPO, Client, Server
+from comfyui_client import Client
+from comfyui_server import Server
 from safetensors import safe_open
+from setup_host import REPO
 from tiny_models import bundled_of, randomise, tiny_unet
 from workflow_runs import changed, pictures
 
