@@ -1,1 +1,3 @@
-"""Base restorers: their weights, their files, and the families that there are."""
+"""Base restorers: what all families share, the families, their files; the mini autoencoder."""
+
+from . import families as families  # whoever imports a restorer knows all families

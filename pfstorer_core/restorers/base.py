@@ -5,20 +5,26 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..weights.checks import part_of
+from ..errors import PFStorerError
+from ..weights.checks import check_numbers, check_shapes, part_of
+from ..weights.described import named
 from ..weights.digests import fingerprint
-from .info import RestorerInfo
+from .checkpoints import bundled_state, infer_context_dim, other_kind, tensors_of
+from .info import RESTORER_FILE, RestorerInfo, info_of
+
+FIRST_FAMILY = "stablesr"  # of files that were written before families had names
 
 
 class BaseRestorer(nn.Module, abc.ABC):
     """Steers a frozen UNet from an LQ latent: features of it modulate residual blocks.
 
-    A family is a subclass with an entry in `families.FAMILIES`, which names it. The host runs
+    A family is a subclass with an entry in `FAMILIES`, which names it. The host runs
     `forward` once for each LQ latent and timestep, and `modulate` in each residual block that
     `site_channels` names, on the output of its last convolution, before the skip sum.
 
@@ -139,6 +145,11 @@ class BaseRestorer(nn.Module, abc.ABC):
             (k * B, C, H, W), of the type of `h`.
         """
 
+    @classmethod
+    def family(cls) -> str:
+        """Returns the name of its family."""
+        return next(name for name, known in FAMILIES.items() if known is cls)
+
     @property
     def sites(self) -> tuple[str, ...]:
         """The residual blocks that it modulates."""
@@ -170,10 +181,8 @@ class BaseRestorer(nn.Module, abc.ABC):
         Raises:
             PFStorerError: other content, or weights that lack, do not fit or are not finite.
         """
-        from .files import Placement, build_restorer
-
-        place = Placement(dtype, device, operations)
-        return build_restorer(sd, metadata or {}, "This state dict", "restorer", place)
+        source = Source("This state dict", "restorer", metadata or {})
+        return build_restorer(sd, source, dtype=dtype, device=device, operations=operations)
 
     @classmethod
     def initialise(
@@ -196,10 +205,9 @@ class BaseRestorer(nn.Module, abc.ABC):
             license: licence of the weights.
             sizes: further ones that the family has, such as StableSR's `hidden`.
         """
-        from .families import family_of_config
-
         info = RestorerInfo(name, prediction_type, config, license, bundled=None)
-        restorer = family_of_config(config).untrained(info, site_channels, **sizes)
+        family = next(x for x in FAMILIES.values() if isinstance(config, x.config_type))
+        restorer = family.untrained(info, site_channels, **sizes)
         restorer.info = dataclasses.replace(info, fingerprint=fingerprint(restorer.weights()))
         return restorer
 
@@ -235,3 +243,78 @@ class BaseRestorer(nn.Module, abc.ABC):
     def state_dict_for_saving(self) -> dict[str, Tensor]:
         """Returns all weights by checkpoint key, those of a bundled restorer included."""
         return self.weights() | (self.bundled_state or {})
+
+
+FAMILIES: dict[str, type[BaseRestorer]] = {}  # filled in `families`
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a restorer comes from.
+
+    Args:
+        subject: what the sentence of an error begins with.
+        name: what to call the restorer unless it has a name.
+        metadata: texts of the safetensors file, if it is one.
+    """
+
+    subject: str
+    name: str
+    metadata: Mapping[str, str]
+
+
+def build_restorer(
+    sd: Mapping[str, Any],
+    source: Source,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    operations: Any = torch.nn,
+) -> BaseRestorer:
+    """Does what `BaseRestorer.from_state_dict` does, for a file of a name; with the same errors."""
+    subject, tensors = source.subject, tensors_of(sd)
+    described = RESTORER_FILE.read(source.metadata, subject, _parse)
+    families = list(FAMILIES.values()) if described is None else [described[0]]
+    family = next((family for family in families if family.select(tensors)), None)
+    if family is None:
+        raise PFStorerError(
+            f"{subject} {other_kind(tensors)}; a restorer file of the StableSR family is needed, "
+            "so choose another."
+        )
+    given = family.select(tensors)
+    try:
+        info = described[1] if described else _inferred(family, given, tensors, source.name)
+        expected = family.build(info, given, device="meta").weights()
+    # RuntimeError: PyTorch refuses sizes beyond any memory.
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise PFStorerError(
+            f"{subject} has weights that make no restorer ({str(error).rstrip('.')}); choose a "
+            "restorer of the StableSR family."
+        ) from error
+    check_shapes(subject, given, expected, "restorer")
+    bundled = {} if info.bundled is None else bundled_state(subject, tensors, given)
+    check_numbers(subject, given | bundled)
+    stored = {tensor.dtype for tensor in given.values()}
+    dtype = dtype or (stored.pop() if len(stored) == 1 else torch.float32)
+    info = dataclasses.replace(info, fingerprint=fingerprint(given))
+    # The module has no memory of its own; it takes over the one copy that is made of each tensor,
+    # which needs the file no more.
+    restorer = family.build(info, given, dtype=dtype, device="meta", operations=operations)
+    with torch.inference_mode(False):
+        restorer.bundled_state = {key: value.clone() for key, value in bundled.items()} or None
+    return restorer.take(given, dtype, device or "cpu")
+
+
+def _parse(values: dict[str, Any]) -> tuple[type[BaseRestorer], RestorerInfo]:
+    family = named(FAMILIES, values.get("family", FIRST_FAMILY), "family of restorers")
+    return family, info_of(values, family.config_type(**values[family.config_key]))
+
+
+def _inferred(
+    family: type[BaseRestorer],
+    given: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    name: str,
+) -> RestorerInfo:
+    width, config = infer_context_dim(tensors), family.infer_config(given)
+    return RestorerInfo(name, None, config, license="", bundled=None, context_dim=width)

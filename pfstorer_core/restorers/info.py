@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PFStorerError
+from ..weights.described import DescribedKind
 
+RESTORER_FILE = DescribedKind("pfstorer_restorer", version=1)
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
@@ -42,3 +44,25 @@ class RestorerInfo:
                 f"The prediction type is {self.prediction_type!r}; expected one of "
                 f"{', '.join(PREDICTION_TYPES)}."
             )
+
+
+def info_of(values: dict[str, Any], config: Any) -> RestorerInfo:
+    """Returns what a file's description says; `config` is what its family made of the sizes.
+
+    Raises:
+        TypeError, KeyError, ValueError: a value of another type, or one that lacks.
+    """
+    if not isinstance(values["bundled"], dict | None):
+        raise TypeError("bundled is neither an object nor null")
+    for name in ("context_dim", "size"):
+        if type(values.get(name)) not in (int, type(None)):
+            raise TypeError(f"{name} is neither a whole number nor null")
+    return RestorerInfo(
+        name=str(values["name"]),
+        prediction_type=values["prediction_type"],
+        config=config,
+        license=str(values["license"]),
+        bundled=values["bundled"],
+        context_dim=values.get("context_dim"),
+        size=values.get("size"),
+    )

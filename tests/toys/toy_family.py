@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 # In ComfyUI the plugin's modules have names that begin with its folder.
 CORE = next((name for name in sys.modules if name.endswith(".pfstorer_core")), "pfstorer_core")
-families = importlib.import_module(f"{CORE}.restorers.families")
-BaseRestorer = importlib.import_module(f"{CORE}.restorers.base").BaseRestorer
+base = importlib.import_module(f"{CORE}.restorers.base")
 PREFIX = "toy."
 
 
@@ -28,7 +27,7 @@ class ToyConfig:
     levels: int = 2
 
 
-class ToyRestorer(BaseRestorer):
+class ToyRestorer(base.BaseRestorer):
     """Adds a linear map of the LQ latent to each residual block."""
 
     config_type = ToyConfig
@@ -100,5 +99,5 @@ class ToyRestorer(BaseRestorer):
         return h + added.repeat(len(h) // len(added), 1, 1, 1).to(h.dtype)
 
 
-families.FAMILIES["toy"] = ToyRestorer
+base.FAMILIES["toy"] = ToyRestorer
 NODE_CLASS_MAPPINGS: dict[str, Any] = {}

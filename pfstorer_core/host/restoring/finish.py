@@ -23,30 +23,27 @@ def finished(job: Job, restored: Tensor) -> Tensor:
         size = f"{restored.shape[3]} x {restored.shape[2]}"
         job.report.line(f"Scaled from {size} to {width} x {height} px")
     restored = resize_bicubic(restored, job.target)
+    original = restored  # looked at only where some of it comes back
+    if job.settings.masked_only or job.kept.any():
+        original = resize_bicubic(job.rgb, job.target).to(restored)
+    alpha = None if job.alpha is None else resize_bicubic(job.alpha, job.target).to(restored)
     if job.kept.any():
-        restored = _with_kept(job, restored)
+        job.report.line(
+            f"{int(job.kept.sum())} of {len(job.kept)} images are so sharp that this restorer "
+            "would only spoil them, so they stay as they are; upscaling 'one pass' restores them "
+            "nevertheless"
+        )
+        kept = job.kept[:, None, None, None].to(restored.device)
+        restored = torch.where(kept, original, restored)
     grey = color.is_grey(job.rgb)
     for item in (k for k, is_grey in enumerate(grey) if is_grey):
         color.to_grey(restored[item : item + 1], out=restored[item : item + 1])
     if job.settings.masked_only:
         shape = len(restored), 1, height, width
         share = feathered(job.identities, shape, job.settings.feather).to(restored)
-        restored = torch.lerp(_original(job, restored), restored, share)
+        restored = torch.lerp(original, restored, share)
     if any(grey):
         job.report.line(f"{sum(grey)} of {len(grey)} images are grey and stay so")
-    if job.alpha is not None:
-        restored = torch.cat([restored, resize_bicubic(job.alpha, job.target).to(restored)], dim=1)
+    if alpha is not None:
+        restored = torch.cat([restored, alpha], dim=1)  # (B, 4, height, width)
     return restored.movedim(1, -1)
-
-
-def _with_kept(job: Job, restored: Tensor) -> Tensor:
-    job.report.line(
-        f"{int(job.kept.sum())} of {len(job.kept)} images are so sharp that this restorer would "
-        "only spoil them, so they stay as they are; upscaling 'one pass' restores them nevertheless"
-    )
-    kept = job.kept[:, None, None, None].to(restored.device)
-    return torch.where(kept, _original(job, restored), restored)
-
-
-def _original(job: Job, restored: Tensor) -> Tensor:
-    return resize_bicubic(job.rgb, job.target).to(restored)

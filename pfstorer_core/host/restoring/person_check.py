@@ -90,12 +90,12 @@ def check_persons(model: Any, vae: Any, images: Tensor, sigma: float = SIGMA) ->
     error under noise.
     """
     checks = []
-    identities = restorer_wrapper(model).identities
+    size, identities = base_of(model).trained_size, restorer_wrapper(model).identities
     active = [x for x in identities if x.strength != 0]
     for number, identity in enumerate(identities, 1):
         if identity.strength == 0 or (identity.mask is None and len(active) > 1):
             continue
-        found = _faces(images, identity, base_of(model).trained_size)
+        found = _faces(images, identity, size)
         scores = torch.full((len(images),), torch.nan)
         limits = torch.full((len(images),), torch.nan)
         shown = [k for k, face in enumerate(found) if face is not None]

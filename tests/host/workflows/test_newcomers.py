@@ -28,8 +28,7 @@ from pfstorer_core.host.train.base import BaseTraining, NewRestorer, Pairs, trai
 from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.identities.methods import METHODS
 from pfstorer_core.restorers import files as restorer_files
-from pfstorer_core.restorers.base import BaseRestorer
-from pfstorer_core.restorers.families import FAMILIES
+from pfstorer_core.restorers.base import FAMILIES, BaseRestorer
 from pfstorer_core.training.base import BaseTrainingConfig
 from pfstorer_core.training.loop import LoopConfig
 

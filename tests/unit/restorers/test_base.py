@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.restorers.base import BaseRestorer
-from pfstorer_core.restorers.files import RESTORER_FILE
+from pfstorer_core.restorers.info import RESTORER_FILE
 from pfstorer_core.weights.digests import fingerprint
 
 

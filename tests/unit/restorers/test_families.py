@@ -8,15 +8,14 @@ from safetensors import safe_open
 from small_restorers import SITES, TINY, Weights, bundled, description
 
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.restorers.base import BaseRestorer
-from pfstorer_core.restorers.families import FAMILIES, STABLESR, family_of_config
+from pfstorer_core.restorers.base import FAMILIES, FIRST_FAMILY, BaseRestorer
 from pfstorer_core.restorers.files import save
 
 
 def test_files_say_their_family(tmp_path: Path) -> None:
     save(BaseRestorer.initialise(SITES, TINY, hidden=32), tmp_path / "r.safetensors")
     with safe_open(tmp_path / "r.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["pfstorer_restorer"])["family"] == STABLESR
+        assert json.loads(file.metadata()["pfstorer_restorer"])["family"] == FIRST_FAMILY
 
 
 def test_files_without_a_family_are_stablesrs(weights: Weights) -> None:
@@ -26,19 +25,13 @@ def test_files_without_a_family_are_stablesrs(weights: Weights) -> None:
         BaseRestorer.from_state_dict(content, metadata),
         BaseRestorer.from_state_dict(weights),
     ):
-        assert type(restorer) is FAMILIES[STABLESR]
+        assert type(restorer) is FAMILIES[FIRST_FAMILY]
 
 
 @pytest.mark.parametrize("family", ["supir", 3, None, ["stablesr"]])
 def test_unknown_families_ask_for_an_update(family: object, weights: Weights) -> None:
     with pytest.raises(PFStorerError, match=r"^This state dict is of the family .* update PFS"):
         BaseRestorer.from_state_dict(weights, description(family=family))
-
-
-def test_the_type_of_the_sizes_tells_the_family() -> None:
-    assert family_of_config(TINY) is FAMILIES[STABLESR]
-    with pytest.raises(KeyError, match="no family of restorers is built from a dict"):
-        family_of_config({})
 
 
 @pytest.mark.parametrize("size", [768, None])

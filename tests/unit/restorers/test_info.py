@@ -6,7 +6,8 @@ from small_restorers import SITES, TINY, Weights, description
 
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.restorers.base import BaseRestorer
-from pfstorer_core.restorers.files import RESTORER_FILE, load, save
+from pfstorer_core.restorers.files import load, save
+from pfstorer_core.restorers.info import RESTORER_FILE
 
 
 def test_heads_come_from_the_description(tmp_path: Path) -> None:
