@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management as mm
@@ -12,8 +13,6 @@ import comfy.utils
 from server import PromptServer
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
-
-from .train.progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +88,27 @@ def show_lines(node_id: Any, lines: Sequence[str]) -> None:
     """Shows lines of text in a node, if there are any."""
     if lines and node_id is not None:
         show_text(str(node_id), "\n".join(lines))
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """Where a training stands.
+
+    Args:
+        stage: "views" while the photos are prepared, then "training".
+        done: views or steps done.
+        total: of so many.
+        loss: of the last step; None before.
+        seconds_left: estimate; None where there is none yet.
+        sheet: (3, H, W) in [0, 1], where there is a new one: loss curve; LQ, now, clean.
+    """
+
+    stage: str
+    done: int
+    total: int
+    loss: float | None = None
+    seconds_left: float | None = None
+    sheet: Tensor | None = None
 
 
 class NodeProgress:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pfstorer_core import host
 from pfstorer_core.drawn.portraits import portrait_set
-from pfstorer_core.host.train.progress import TrainingProgress
+from pfstorer_core.host.feedback import TrainingProgress
 from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.training.identity import IdentityTrainingConfig
 

@@ -23,12 +23,12 @@ from ...training.identity import (
 )
 from ...training.loop import Sampler, fit
 from ...training.pool import LatentPool
+from ...training.runs import Run, check_folders, run_key
 from ..measure.faces import face_finder
 from ..memory import lack_of_memory_told
 from .network import PersonalizedNetwork, personalized_network
 from .preview import preview_sampler
 from .progress import LossHistory, StepReports, Told, TrainingProgress
-from .runs import Run, check_folders, run_key
 from .setup import Setup, set_up
 
 
@@ -83,7 +83,7 @@ def train_identity(
         sheet = preview_sampler(setup, pictures[0], told.warn)
         with lack_of_memory_told(_when_memory_lacks(setup)):
             network = personalized_network(setup, name, len(pictures))
-            run = Run(folder, unfinished, run_key(network, pictures, config))
+            run = Run(folder, unfinished, run_key(network.adapter.info, pictures, config))
             _train(network, pool, setup, run, sheet, told)
         return _finished(network.adapter, config.steps)
 

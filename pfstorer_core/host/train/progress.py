@@ -5,36 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ...training.loop import Sampler
 from ...training.report import report_sheet
+from ..feedback import TrainingProgress
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """Where a training stands.
-
-    Args:
-        stage: "views" while the photos are prepared, then "training".
-        done: views or steps done.
-        total: of so many.
-        loss: of the last step; None before.
-        seconds_left: estimate; None where there is none yet.
-        sheet: (3, H, W) in [0, 1], where there is a new one: loss curve; LQ, now, clean.
-    """
-
-    stage: str
-    done: int
-    total: int
-    loss: float | None = None
-    seconds_left: float | None = None
-    sheet: Tensor | None = None
 
 
 class Told:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
+from pfstorer_core.host.feedback import TrainingProgress
 from pfstorer_core.host.images import encode_lq, encode_references
-from pfstorer_core.host.train.progress import TrainingProgress
-from pfstorer_core.host.train.runs import COMPLETE, STATE_SIZE, Run
 from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.identities.block import PersonalizationBlock
+from pfstorer_core.training.runs import COMPLETE, STATE_SIZE, Run
 
 BLOCKS = 7  # personalization blocks of the tiny UNet, each run once in a step
 

@@ -17,12 +17,12 @@ from pfstorer_core import host
 from pfstorer_core.drawn.portraits import portrait_set
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host.base import RESTORER_KEY, base_of
+from pfstorer_core.host.feedback import TrainingProgress
 from pfstorer_core.host.load.bundled import load_bundled
 from pfstorer_core.host.load.folders import MINI_RESTORER_PATH
 from pfstorer_core.host.sites import find_identity_sites
 from pfstorer_core.host.train.from_model import scaled_encoder, trainable_unet
 from pfstorer_core.host.train.network import PersonalizedNetwork
-from pfstorer_core.host.train.progress import TrainingProgress
 from pfstorer_core.host.train.setup import _precision
 from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.restorers.base import BaseRestorer

@@ -13,12 +13,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...errors import PFStorerError
-from ...identities.adapter import IdentityAdapter
-from ...identities.methods import PFSTORER
-from ...training.identity import IdentityTrainingConfig
-from ...weights.writing import check_writable
-from .network import PersonalizedNetwork
+from ..errors import PFStorerError
+from ..identities.adapter import AdapterInfo, IdentityAdapter
+from ..identities.methods import PFSTORER
+from ..weights.writing import check_writable
+from .identity import IdentityTrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +39,8 @@ def check_folders(
             warn(f"{error} Else the adapter cannot be saved.")
 
 
-def run_key(
-    network: PersonalizedNetwork, pictures: Sequence[Tensor], config: IdentityTrainingConfig
-) -> str:
+def run_key(info: AdapterInfo, pictures: Sequence[Tensor], config: IdentityTrainingConfig) -> str:
     """Digits (hex) that tell this run apart from those on other bases, photos or settings."""
-    info = network.adapter.info
     settings = {k: v for k, v in config.to_dict().items() if k != "preview_every"}
     settings["checkpointing"] = False  # it changes no result, so a run may go on with it
     if config.method == PFSTORER:
