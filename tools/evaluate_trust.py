@@ -21,18 +21,17 @@ from dataclasses import replace
 
 import repository  # noqa: F401
 import torch
-from evaluate import Bench, Judge, gather_people, parse_options
+from evaluate import parse_options
 from evaluation.adapters import FULL, VARIANTS
+from evaluation.bench import Bench, Judge, gather_people
 from evaluation.calibration import Ends, best_strength, fit_ramp, ramp
-from evaluation.people import Person, derive_seed
+from evaluation.people import Person
 from evaluation.recognition import load_recognition
+from evaluation.strengths import STRENGTHS, degraded
 from evaluation.tables import SIMILARITY, Figures, interval_text, markdown_table
 from in_process import use_comfyui
 from torch import Tensor
 
-from pfstorer_core.degradation.config import DegradationConfig, StageConfig
-from pfstorer_core.degradation.presets import PRESETS
-from pfstorer_core.degradation.second_order import degrade
 from pfstorer_core.drawn.portraits import portrait_set
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.identities.adapter import IdentityAdapter
@@ -48,29 +47,6 @@ TOLERATED = 0.005  # similarity that is given up for fidelity
 SIGMAS = (1.75, 2.5, 3.5)  # of the noise under which the person check looks
 FALSE_ALARMS = 0.05  # share of the pictures of the right person
 AUTO, ONE, LEVEL = "auto", "1", "level of degradation"
-STRENGTHS = {
-    # A good photo saved once more.
-    "trace": DegradationConfig(
-        first=StageConfig(
-            blur_sigma=(0.0, 0.5),
-            noise_sigma=(0.0, 1.0),
-            jpeg_quality=(90.0, 98.0),
-            resize_weights=(0.0, 0.0, 1.0),
-        ),
-        second_order_probability=0.0,
-        downsample=(1.0, 1.0),
-        final_sinc_probability=0.0,
-    ),
-    "light": PRESETS["light"],
-    "medium": PRESETS["medium"],
-    "heavy": replace(
-        PRESETS["medium"],
-        first=replace(PRESETS["medium"].first, noise_sigma=(3.0, 15.0), jpeg_quality=(40.0, 80.0)),
-        second_order_probability=1.0,
-        downsample=(5.0, 7.0),
-    ),
-    "extreme": PRESETS["extreme"],
-}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -145,13 +121,6 @@ class Trial:
             self.extreme_detail - self.clean_detail
         )
         return share.clamp(0, 1)
-
-
-def degraded(person: Person, strength: str) -> tuple[Tensor, int]:
-    """Returns a person's held-out pictures (M, 3, S, S), degraded, and the seed of it."""
-    seed = derive_seed(0, person.name, strength)
-    generator = torch.Generator().manual_seed(seed)
-    return degrade(person.clean, STRENGTHS[strength], generator), seed
 
 
 def gamma(trial: Trial) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from evaluate import FULL, VARIANTS
+from evaluation.adapters import FULL, VARIANTS
 from torch import Tensor
 
 from pfstorer_core.degradation.exact import ExactDegradation, degrade_exactly

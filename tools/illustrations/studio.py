@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluate import FULL, VARIANTS, Bench, gather_people, parse_options
+from evaluate import parse_options
+from evaluation.adapters import FULL, VARIANTS
+from evaluation.bench import Bench, gather_people
 from evaluation.people import Person, derive_seed
 from torch import Tensor
 

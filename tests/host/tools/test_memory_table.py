@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from memory_table import UNET, LiveMemory, Pass, Row, fake_gpu, networks, unet_pass
+from counted_memory import UNET, LiveMemory, Pass, fake_gpu, networks, unet_pass
+from memory_table import Row
 
 KIB = 1024
 
