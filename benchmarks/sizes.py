@@ -56,64 +56,77 @@ class Run:
     pictures: float
 
 
-def measure(quick: bool = False, sizes: Sequence[float] = ()) -> Section:
-    """Restores pictures from small to large and back, the largest once."""
-    sizes = sorted(sizes or (SMALL_SIZES if quick else SIZES))
-    order = sizes if quick else [*sizes, *reversed(sizes[:-1])]
-    runs: dict[float, list[Run]] = {size: [] for size in sizes}
-    for size in order:
-        runs[size].append(_run_process(size, 1 if quick or size > REPEATED else 3))
-    reference = min(sizes, key=lambda size: abs(size - REFERENCE))
-    where = "GPU memory" if torch.cuda.is_available() else "memory of the process"
+class Measured:
+    """What the processes of all sizes measured.
 
-    def per_megapixel(size: float) -> float:
+    Args:
+        runs: by size in megapixels, ascending.
+    """
+
+    def __init__(self, runs: dict[float, list[Run]]) -> None:
+        self.runs = runs
+        self.sizes = list(runs)
+        self.reference = min(runs, key=lambda size: abs(size - REFERENCE))
+
+    def per_megapixel(self, size: float) -> float:
+        """Returns the median of the seconds."""
         # the first restoration of a process also warms it up
-        times = [t for run in runs[size] for t in (run.seconds[1:] or run.seconds)]
-        return median(times) * MIB / runs[size][0].side ** 2
+        times = [t for run in self.runs[size] for t in (run.seconds[1:] or run.seconds)]
+        return median(times) * MIB / self.runs[size][0].side ** 2
 
-    def aside(size: float, resting: bool) -> float:
+    def aside(self, size: float, resting: bool) -> float:
+        """Returns the peak without the buffers of pictures, and without what is `resting`."""
         return median(
-            run.peak - run.pictures - (run.resting if resting else 0) for run in runs[size]
+            run.peak - run.pictures - (run.resting if resting else 0) for run in self.runs[size]
         )
 
-    times, memories = [], []
-    for size in sizes:
-        first = runs[size][0]
-        picture = f"{first.side} x {first.side}"
-        seconds, covered = per_megapixel(size), first.covered
-        base_seconds, base_covered = per_megapixel(reference), runs[reference][0].covered
-        times.append(
-            [
-                f"{size:g}",
-                picture,
-                f"{seconds:.2f}",
-                f"{seconds / base_seconds:.3f}",
-                f"{covered:.3f}",
-                f"{seconds / covered / (base_seconds / base_covered):.3f}",
-            ]
-        )
+    def times(self, size: float) -> list[str]:
+        """Returns a row of the table of times."""
+        first = self.runs[size][0]
+        seconds, base = self.per_megapixel(size), self.per_megapixel(self.reference)
+        base_covered = self.runs[self.reference][0].covered
+        return [
+            f"{size:g}",
+            f"{first.side} x {first.side}",
+            f"{seconds:.2f}",
+            f"{seconds / base:.3f}",
+            f"{first.covered:.3f}",
+            f"{seconds / first.covered / (base / base_covered):.3f}",
+        ]
+
+    def memories(self, size: float) -> list[str]:
+        """Returns a row of the table of memory."""
         peak, resting = (
-            median(getattr(run, name) for run in runs[size]) for name in ("peak", "resting")
+            median(getattr(run, name) for run in self.runs[size]) for name in ("peak", "resting")
         )
-        memories.append(
-            [
-                f"{size:g}",
-                f"{peak:.0f}",
-                f"{resting:.0f}",
-                f"{first.pictures:.0f}",
-                f"{aside(size, False):.0f}",
-                f"{aside(size, False) / aside(reference, False):.3f}",
-                f"{aside(size, True):.0f}",
-                f"{aside(size, True) / aside(reference, True):.3f}",
-            ]
+        cells = [f"{size:g}", f"{peak:.0f}", f"{resting:.0f}", f"{self.runs[size][0].pictures:.0f}"]
+        for without in (False, True):
+            aside = self.aside(size, without)
+            cells += [f"{aside:.0f}", f"{aside / self.aside(self.reference, without):.3f}"]
+        return cells
+
+    def growth(self) -> str:
+        """Returns a paragraph on the way from the smallest to the largest size."""
+        if len(self.sizes) < 2:
+            return ""
+        small, large = self.runs[self.sizes[0]][0], self.runs[self.sizes[-1]][0]
+        pixels = large.side**2 - small.side**2
+        return (
+            f"\n\nFrom the smallest to the largest size the peak grows by "
+            f"{(large.peak - small.peak) * MIB / pixels:.1f} MiB per MP and the counted buffers by "
+            f"{(large.pictures - small.pictures) * MIB / pixels:.1f}; a picture of the output's "
+            "size takes 12."
         )
 
-    def draw(axes: Sequence[Axes]) -> None:
-        axes[0].plot(sizes, [per_megapixel(size) for size in sizes], "o-")
+    def draw(self, axes: Sequence[Axes]) -> None:
+        """Draws both panels of the plot."""
+        sizes = self.sizes
+        axes[0].plot(sizes, [self.per_megapixel(size) for size in sizes], "o-")
         axes[0].set(ylabel="seconds per megapixel")
-        peaks = [median(run.peak for run in runs[size]) for size in sizes]
+        peaks = [median(run.peak for run in self.runs[size]) for size in sizes]
         axes[1].plot(sizes, peaks, "o-", label="peak")
-        axes[1].plot(sizes, [aside(size, False) for size in sizes], "s-", label="buffers aside")
+        asides = [self.aside(size, False) for size in sizes]
+        axes[1].plot(sizes, asides, "s-", label="buffers aside")
         axes[1].set(ylabel="MiB")
         axes[1].legend(fontsize=8, loc="lower right")
         for axis in axes:
@@ -121,23 +134,28 @@ def measure(quick: bool = False, sizes: Sequence[float] = ()) -> Section:
             axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
             axis.minorticks_off()
 
-    of_reference = f"that at {reference:g} MP"
+
+def measure(quick: bool = False, sizes: Sequence[float] = ()) -> Section:
+    """Restores pictures from small to large and back, the largest once."""
+    sizes = sorted(sizes or (SMALL_SIZES if quick else SIZES))
+    order = sizes if quick else [*sizes, *reversed(sizes[:-1])]
+    runs: dict[float, list[Run]] = {size: [] for size in sizes}
+    for size in order:
+        runs[size].append(_run_process(size, 1 if quick or size > REPEATED else 3))
+    measured = Measured(runs)
+    of_reference = f"that at {measured.reference:g} MP"
+    times = ["MP", "output", "seconds per MP", f"time per MP / {of_reference}"]
+    times += ["covered area / picture area", f"time per covered MP / {of_reference}"]
+    memories = ["MP", "peak", "resting", "picture buffers"]
+    memories += ["peak without buffers", f"/ {of_reference}"]
+    memories += ["peak above resting without buffers", f"/ {of_reference}"]
     if torch.cuda.is_available():
-        buffers = "four latents (LQ latent, noise, sample, denoised sample)"
+        where, buffers = "GPU memory", "four latents (LQ latent, noise, sample, denoised sample)"
     else:
+        where = "memory of the process"
         buffers = (
             "input, input scaled to the output's size, output and four latents (LQ latent, noise, "
             "sample, denoised sample) in float32"
-        )
-    growth = ""
-    if len(sizes) > 1:
-        small, large = runs[sizes[0]][0], runs[sizes[-1]][0]
-        pixels = large.side**2 - small.side**2
-        growth = (
-            f"\n\nFrom the smallest to the largest size the peak grows by "
-            f"{(large.peak - small.peak) * MIB / pixels:.1f} MiB per MP and the counted buffers by "
-            f"{(large.pictures - small.pictures) * MIB / pixels:.1f}; a picture of the output's "
-            "size takes 12."
         )
     text = (
         f"Tiled Restore as a whole, with VAE and colour fix (wavelet): {SCALE}x with the mini "
@@ -146,36 +164,14 @@ def measure(quick: bool = False, sizes: Sequence[float] = ()) -> Section:
         "output; sides are those near the size that tiles fill without moving the last one back. "
         "Every size runs in a process of its own, from small to large and back, the largest "
         "once.\n\n"
-        + table(
-            [
-                "MP",
-                "output",
-                "seconds per MP",
-                f"time per MP / {of_reference}",
-                "covered area / picture area",
-                f"time per covered MP / {of_reference}",
-            ],
-            times,
-        )
+        + table(times, [measured.times(size) for size in sizes])
         + f"\n\nPeak {where} in MiB during a process's first restoration. Picture buffers are "
         f"counted from shapes: {buffers}. Resting is what is held after loading; it holds ComfyUI, "
         "torch and the model, so the peak above it is the stricter measure.\n\n"
-        + table(
-            [
-                "MP",
-                "peak",
-                "resting",
-                "picture buffers",
-                "peak without buffers",
-                f"/ {of_reference}",
-                "peak above resting without buffers",
-                f"/ {of_reference}",
-            ],
-            memories,
-        )
-        + growth
+        + table(memories, [measured.memories(size) for size in sizes])
+        + measured.growth()
     )
-    return Section(TITLE, text, Plot("sizes", draw, panels=2))
+    return Section(TITLE, text, Plot("sizes", measured.draw, panels=2))
 
 
 def _run_process(size: float, repeats: int) -> Run:

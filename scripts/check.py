@@ -11,7 +11,8 @@ import argparse
 import subprocess
 import sys
 
-from setup_host import REPO, SetupError, ensure_chromium, ensure_host
+from environments import SetupError
+from setup_host import REPO, ensure_chromium, ensure_host
 
 WORKERS = "2"  # run tests side by side; each holds a ComfyUI of its own, about 3 GiB
 

@@ -19,8 +19,9 @@ import sys
 import time
 from pathlib import Path
 
+from environments import SetupError
 from picture_files import PictureError, check_picture, photos_in
-from setup_host import REPO, SetupError, ensure_host
+from setup_host import REPO, ensure_host
 
 SCRIPTS = REPO / "scripts"
 WORKFLOW = REPO / "example_workflows" / "api" / "personalized_restore.json"

@@ -19,7 +19,8 @@ from in_process import use_comfyui
 from setup_host import REPO
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,7 +56,12 @@ def main() -> None:
     parser.add_argument("--mixed-precision", choices=["no", "bf16", "fp16"], default="no")
     parser.add_argument("--max-seconds", type=float, help="stop and save after this time")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Trains, or goes on with a training, and writes the restorer."""
+    options = parse_options()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     use_comfyui()

@@ -18,7 +18,8 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import repository  # noqa: F401
-from setup_host import HOST_FOLDER, RELEASES, REPO, Host, SetupError, own_host
+from environments import SetupError
+from setup_host import HOST_FOLDER, RELEASES, REPO, Host, own_host
 
 ENVIRONMENT = HOST_FOLDER / "matrix-venv"  # shared: the versions differ in a handful of packages
 REFUSAL = "update ComfyUI"

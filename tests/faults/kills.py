@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from pfstorer_core.errors import PFStorerError
 from pfstorer_core.identities.adapter import IdentityAdapter
 
 from . import served, writers
+from .killer import Killer
 from .report import Outcome, Settings, Tally
 from .served import SAVE, TRAIN, Prompt
 
@@ -38,7 +38,6 @@ STEPS, QUICK_STEPS = 300, 60
 RANDOM, STATE, ADAPTER = "random", "state", "adapter"
 KILLS = {RANDOM: 10, STATE: 6, ADAPTER: 4}
 WRITER_KILLS, QUICK_WRITER_KILLS = 250, 15
-POLL = 0.0002  # seconds between two looks for a temporary file
 # seconds, at most, from the appearance of a temporary file to the kill
 INTO_WRITING = {STATE: 0.02, ADAPTER: 0.004}
 HURRY = 0.3  # seconds, at most, from the first state to the kill in the quick form
@@ -71,36 +70,6 @@ def kill_writers(settings: Settings) -> list[Outcome]:
             tally.add()
         outcomes.append(tally.outcome(f"{found['interrupted']} kills fell within writing"))
     return outcomes
-
-
-class Killer(threading.Thread):
-    """Kills a server some time after something is the case, unless it is called off before.
-
-    Args:
-        server: the server.
-        ready: is asked again and again.
-        delay: seconds from then to the kill.
-    """
-
-    def __init__(self, server: Server, ready: Callable[[], bool], delay: float) -> None:
-        super().__init__(daemon=True)
-        self.server, self.ready, self.delay = server, ready, delay
-        self.killed = False
-        self._called_off = threading.Event()
-
-    def run(self) -> None:
-        """Waits and kills."""
-        while not self.ready():
-            if self._called_off.wait(POLL):
-                return
-        if not self._called_off.wait(self.delay):
-            self.killed = True
-            self.server.kill()
-
-    def call_off(self) -> None:
-        """Ends the waiting; afterwards `killed` says whether it came too late."""
-        self._called_off.set()
-        self.join()
 
 
 @dataclass

@@ -97,6 +97,40 @@ ODD = (  # may be used, in the folder
 )
 
 
+# What is posted: the node, its input that names something, and the others; then who feeds them.
+POSTED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "file to load": ("PFStorerLoadIdentity", "file_name", {}),
+    "name to save": (
+        "PFStorerSaveIdentity",
+        "file_name",
+        {"adapter": ["load", 0], "overwrite": True},
+    ),
+    "restorer": ("PFStorerLoadBaseRestorer", "restorer", {"checkpoint": "bundled in restorer"}),
+    "checkpoint": ("PFStorerLoadBaseRestorer", "checkpoint", {"restorer": "mini (bundled)"}),
+    "CFW file": ("PFStorerLoadCFW", "cfw", {}),
+    "person to train": (
+        "PFStorerTrainIdentityAdapter",
+        "name",
+        {"model": ["base", 0], "vae": ["base", 2], "photos": ["photo", 0]}
+        | {"preset": "quick", "seed": 0, "steps": 1, "views_per_photo": 1},
+    ),
+}
+OTHERS = {
+    "load": {
+        "class_type": "PFStorerLoadIdentity",
+        "inputs": {"file_name": "good.safetensors"},
+    },
+    "base": {
+        "class_type": "PFStorerLoadBaseRestorer",
+        "inputs": {"restorer": "mini (bundled)", "checkpoint": "bundled in restorer"},
+    },
+    "photo": {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 128, "height": 128, "batch_size": 1, "color": 0},
+    },
+}
+
+
 def run(settings: Settings) -> list[Outcome]:
     """Gives the names to the plugin; the full form posts them to a server as well."""
     outcomes = [_saving(settings), _reading(settings), _links(settings)]
@@ -213,44 +247,15 @@ def _posted(settings: Settings) -> Iterator[Outcome]:
     write_original("adapter", root / "good.safetensors")
     for place in (base, base / "models"):
         write_original("adapter", place / "secret.safetensors")
-    load = {"class_type": "PFStorerLoadIdentity", "inputs": {"file_name": "good.safetensors"}}
-    given: dict[str, tuple[str, str, dict[str, Any]]] = {
-        "file to load": ("PFStorerLoadIdentity", "file_name", {}),
-        "name to save": (
-            "PFStorerSaveIdentity",
-            "file_name",
-            {"adapter": ["load", 0], "overwrite": True},
-        ),
-        "restorer": ("PFStorerLoadBaseRestorer", "restorer", {"checkpoint": "bundled in restorer"}),
-        "checkpoint": ("PFStorerLoadBaseRestorer", "checkpoint", {"restorer": "mini (bundled)"}),
-        "CFW file": ("PFStorerLoadCFW", "cfw", {}),
-        "person to train": (
-            "PFStorerTrainIdentityAdapter",
-            "name",
-            {"model": ["base", 0], "vae": ["base", 2], "photos": ["photo", 0]}
-            | {"preset": "quick", "seed": 0, "steps": 1, "views_per_photo": 1},
-        ),
-    }
-    others = {
-        "load": load,
-        "base": {
-            "class_type": "PFStorerLoadBaseRestorer",
-            "inputs": {"restorer": "mini (bundled)", "checkpoint": "bundled in restorer"},
-        },
-        "photo": {
-            "class_type": "EmptyImage",
-            "inputs": {"width": 128, "height": 128, "batch_size": 1, "color": 0},
-        },
-    }
     with server, Client(server.url) as client:
         before = _tree(base, root, skipped=("user", "temp", "output"))
-        for what, (node, name_input, inputs) in given.items():
+        for what, (node, name_input, inputs) in POSTED.items():
             tally = Tally(
                 f"Hostile names posted to the API: {what}", "Refused, nothing is written outside"
             )
             for name in LEAVING:
                 value = name.replace("{outside}", str(base))
-                prompt = dict(others)
+                prompt = dict(OTHERS)
                 prompt["node"] = {"class_type": node, "inputs": inputs | {name_input: value}}
                 prompt["show"] = {"class_type": "PreviewAny", "inputs": {"source": ["node", 0]}}
                 try:

@@ -7,7 +7,8 @@ import sys
 import pytest
 from archive import unpack
 from comfyui_server import PACK
-from setup_host import REPO, requirement_lines, requirement_name
+from environments import requirement_lines, requirement_name
+from setup_host import REPO
 
 HEAVY = {
     "accelerate",

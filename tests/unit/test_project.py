@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 from comfyui_server import PACK
+from environments import requirement_lines, requirement_name
 from PIL import Image
-from setup_host import DEFAULT_VERSION, RELEASES, REPO, requirement_lines, requirement_name
+from setup_host import DEFAULT_VERSION, RELEASES, REPO
 
 if sys.version_info >= (3, 11):
     import tomllib

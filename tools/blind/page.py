@@ -79,14 +79,7 @@ def write_page(
         )
     if not questions or not all(question.strip() for question in questions):
         raise PFStorerError("A question of the page is empty; give at least one with words.")
-    encoded: dict[tuple[str, ...], str] = {}
-    for name in results.names:
-        for method, picture in _candidates(results, name, limit).items():
-            encoded["candidate", method, name] = _data_uri(picture, quality)
-        if results.lq:
-            encoded["lq", name] = _data_uri(_open(results.lq[name], limit), quality)
-    for photo in {photo for photos in results.references.values() for photo in photos}:
-        encoded["reference", str(photo)] = _data_uri(_open(photo, limit), quality)
+    encoded = _encoded(results, limit, quality)
     order = sorted(encoded)
     random.Random(seed).shuffle(order)  # else their order would tell the methods apart
     codes = {key: f"p{number}" for number, key in enumerate(order, 1)}
@@ -117,6 +110,19 @@ def write_page(
     path.write_text(page, encoding="utf-8")
     digest: str = study["page"]
     return digest
+
+
+def _encoded(results: Results, limit: int, quality: int) -> dict[tuple[str, ...], str]:
+    """Returns all pictures as they stand in the page, by what they are."""
+    encoded: dict[tuple[str, ...], str] = {}
+    for name in results.names:
+        for method, picture in _candidates(results, name, limit).items():
+            encoded["candidate", method, name] = _data_uri(picture, quality)
+        if results.lq:
+            encoded["lq", name] = _data_uri(_open(results.lq[name], limit), quality)
+    for photo in {photo for photos in results.references.values() for photo in photos}:
+        encoded["reference", str(photo)] = _data_uri(_open(photo, limit), quality)
+    return encoded
 
 
 def read_page(path: Path) -> Page:
