@@ -80,10 +80,32 @@ def write_page(
     if not questions or not all(question.strip() for question in questions):
         raise PFStorerError("A question of the page is empty; give at least one with words.")
     encoded = _encoded(results, limit, quality)
+    study = _study(results, screens, questions, encoded, seed)
+    key = base64.b64encode(zlib.compress(json.dumps([asdict(s) for s in screens]).encode()))
+    content = json.dumps(study, sort_keys=True).encode() + key
+    study["page"] = hashlib.sha256(content).hexdigest()[:16]
+    parts = {"study": _script_json(study), "key": key.decode()}
+    template = TEMPLATE.read_text(encoding="utf-8")
+    # In one pass: a question may contain any text, also what looks like the other mark.
+    page = re.sub("@@(study|key)@@", lambda mark: parts[mark[1]], template)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    digest: str = study["page"]
+    return digest
+
+
+def _study(
+    results: Results,
+    screens: Sequence[Screen],
+    questions: Sequence[str],
+    encoded: dict[tuple[str, ...], str],
+    seed: int,
+) -> dict[str, Any]:
+    """Returns what the page shows, with codes in place of methods and files."""
     order = sorted(encoded)
     random.Random(seed).shuffle(order)  # else their order would tell the methods apart
     codes = {key: f"p{number}" for number, key in enumerate(order, 1)}
-    study: dict[str, Any] = {
+    return {
         "questions": [question.strip() for question in questions],
         "screens": [
             {
@@ -99,17 +121,6 @@ def write_page(
         ],
         "pictures": {codes[key]: encoded[key] for key in order},
     }
-    key = base64.b64encode(zlib.compress(json.dumps([asdict(s) for s in screens]).encode()))
-    content = json.dumps(study, sort_keys=True).encode() + key
-    study["page"] = hashlib.sha256(content).hexdigest()[:16]
-    parts = {"study": _script_json(study), "key": key.decode()}
-    template = TEMPLATE.read_text(encoding="utf-8")
-    # In one pass: a question may contain any text, also what looks like the other mark.
-    page = re.sub("@@(study|key)@@", lambda mark: parts[mark[1]], template)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    digest: str = study["page"]
-    return digest
 
 
 def _encoded(results: Results, limit: int, quality: int) -> dict[tuple[str, ...], str]:
