@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+# a layer -> its weight and bias, wherever the host keeps them, on the device that computes; to be
+# read at once
+WeightsOf = Callable[[nn.Module], tuple[Tensor, Tensor | None]]
+# of what a block gives: a number, and a map (B or 1, 1, H or 1, W or 1)
+Factor = tuple[float, Tensor | None]
 
 
 class BlockConfig(Protocol):
@@ -61,6 +68,50 @@ class IdentityBlock(nn.Module, abc.ABC):
 
         Returns:
             (B, C, H, W), of the type of `h`.
+        """
+
+    @classmethod
+    def prepare(
+        cls, parts: Sequence[Shown], weights_of: WeightsOf, dtype: torch.dtype
+    ) -> Prepared | None:
+        """Returns a faster form of one site's blocks, for one sampling.
+
+        A method need not have one: None leaves it at `forward`.
+
+        Args:
+            parts: the site's blocks of one or several people. Where None is returned for several,
+                each is asked for alone.
+            weights_of: gives the weights, which may be copied and joined.
+            dtype: of the features.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A block and what it attends to, which stays the same for many steps.
+
+    Args:
+        block: one person's at a site.
+        context: (B, tokens, context_dim) text embedding.
+        reference: (1 or B, N, C) tokens of references; None without any.
+    """
+
+    block: IdentityBlock
+    context: Tensor
+    reference: Tensor | None = None
+
+
+class Prepared(Protocol):
+    """Blocks of one site, ready for many steps."""
+
+    def __call__(self, h: Tensor, into: Tensor, factors: Sequence[Factor]) -> Tensor:
+        """Returns `into` + sum of factor * delta(h), per person.
+
+        Args:
+            h: (B, C, H, W) output F of the UNet block.
+            into: (B, C, H, W), `h` or `h` with what others added.
+            factors: per part.
         """
 
 

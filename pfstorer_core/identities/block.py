@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch.nn import functional as F
 
 from ..areas import area_mean
 from ..attention import attention
-from .base import IdentityBlock
+from .base import IdentityBlock, Prepared, Shown, WeightsOf
 from .config import PersonalizationConfig
+from .folded import fold_together
 
 
 class Gamma(nn.Module):
@@ -135,6 +137,13 @@ class PersonalizationBlock(IdentityBlock):
         z = z + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(z))))
         delta = self.gamma(self.out(z))  # (B, HW, C)
         return rearrange(delta, "b (h w) c -> b c h w", h=height).to(h.dtype)
+
+    @classmethod
+    def prepare(
+        cls, parts: Sequence[Shown], weights_of: WeightsOf, dtype: torch.dtype
+    ) -> Prepared | None:
+        """Returns the blocks multiplied out, see `folded.FoldedBlocks`."""
+        return fold_together(parts, weights_of, dtype)
 
 
 def reference_tokens(features: Tensor, grid: int) -> Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,22 @@ from .checkpoints import bundled_state, infer_context_dim, other_kind, tensors_o
 from .info import RESTORER_FILE, RestorerInfo, info_of
 
 FIRST_FAMILY = "stablesr"  # of files that were written before families had names
+
+# a layer -> its weight and bias, wherever the host keeps them, on the device and in the type that
+# are computed in; to be read at once
+WeightsOf = Callable[[nn.Module], tuple[Tensor, Tensor | None]]
+
+
+class Modulation(Protocol):
+    """What `BaseRestorer.modulate` computes, for weights that stay as they are for a while."""
+
+    def __call__(self, site: str, h: Tensor, features: Tensor, shared: dict[Any, Tensor]) -> Tensor:
+        """Returns the modulated features of a residual block.
+
+        Args:
+            site, h, features: as `BaseRestorer.modulate` takes them.
+            shared: what several sites share in one forward of the UNet; empty at first.
+        """
 
 
 class BaseRestorer(nn.Module, abc.ABC):
@@ -144,6 +160,17 @@ class BaseRestorer(nn.Module, abc.ABC):
         Returns:
             (k * B, C, H, W), of the type of `h`.
         """
+
+    def prepare(self, levels: Mapping[str, int], weights_of: WeightsOf) -> Modulation | None:
+        """Returns a faster `modulate` for one sampling, whose weights may be joined copies.
+
+        A family need not have one.
+
+        Args:
+            levels: per site, the number of its level's feature map.
+            weights_of: gives the weights to copy.
+        """
+        return None
 
     @classmethod
     def family(cls) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..errors import PFStorerError
 
@@ -47,6 +48,13 @@ def make_accelerator(device: torch.device | None, **settings: Any) -> Accelerato
             f"This device ({device or 'the default'}) does not train in the precision "
             f"'{settings['mixed_precision']}': {error} Choose the precision 'no' (float32)."
         ) from error
+
+
+def sent(tensors: Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    """Returns tensors of the CPU on a device, for which nothing waits."""
+    if device.type != "cuda":
+        return [x.to(device) for x in tensors]
+    return [x.pin_memory().to(device, non_blocking=True) for x in tensors]
 
 
 @contextlib.contextmanager

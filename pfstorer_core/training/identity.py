@@ -14,9 +14,11 @@ from ..degradation.presets import PRESETS as DEGRADATIONS
 from ..errors import PFStorerError
 from ..identities.methods import METHODS, PFSTORER
 from ..pictures.views import ViewConfig, random_view
+from .devices import sent
 from .loop import LoopConfig, Objective
 from .losses import diffusion_loss, diffusion_target, stratified_timesteps
 from .pool import Encode, LatentPool, degrade_mixed
+from .view_pool import drawn_together
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -147,6 +149,9 @@ class IdentityTrainingConfig:
             weight_decay=0.01,
             ema_decay=self.ema_decay,
             mixed_precision=precision,
+            # what is computed again in the backward pass cannot be captured
+            capture=not self.checkpointing,
+            check_every=10,
             seed=self.seed,
             log_every=max(1, min(50, self.steps // 10)),
             sample_every=self.preview_every or self.steps,
@@ -188,19 +193,12 @@ def build_photo_pool(
 
     Source: training without alignment, PFStorer (arXiv 2403.08436), section 3.
     """
-    generator = torch.Generator().manual_seed(config.seed)
-    mixture = [(weight, DEGRADATIONS[name]) for name, weight in config.degradations]
-    turns = [photo for photo in photos for _ in range(config.views_per_photo)]
+    source = _Views(photos, size, config)
     clean, lq = [], []
-    for start in range(0, len(turns), batch):
-        if on_batch is not None:
-            on_batch(start, len(turns))
-        views = torch.stack(
-            [random_view(photo, size, VIEWS, generator) for photo in turns[start : start + batch]]
-        )  # (batch, 3, size, size)
+    for start, views, degraded in drawn_together(source, batch, on_batch):
         with torch.no_grad():
             clean.append(encode(views).half())
-            lq.append(encode(degrade_mixed(views, mixture, generator)).half())
+            lq.append(encode(degraded).half())
         good = (clean[-1].isfinite() & lq[-1].isfinite()).flatten(1).all(1)  # (batch,)
         if not good.all():
             photo = (start + int(good.logical_not().nonzero()[0])) // config.views_per_photo + 1
@@ -209,6 +207,26 @@ def build_photo_pool(
                 "--fp32-vae, or choose another VAE."
             )
     return LatentPool(torch.cat(clean), torch.cat(lq))
+
+
+class _Views:
+    """Views of the photos with LQ pictures of them, each a function of the seed and its number."""
+
+    def __init__(self, photos: Sequence[Tensor], size: int, config: IdentityTrainingConfig) -> None:
+        self.photos, self.size, self.config = photos, size, config
+        self.mixture = [(weight, DEGRADATIONS[name]) for name, weight in config.degradations]
+
+    def __len__(self) -> int:
+        return len(self.photos) * self.config.views_per_photo
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        """A view (3, size, size) in [0, 1], and the same degraded."""
+        # the CPU generator looks at the low 32 bits of a seed only
+        seed = (self.config.seed * 0x9E3779B1 + number) & 0xFFFFFFFF
+        generator = torch.Generator().manual_seed(seed)
+        photo = self.photos[number // self.config.views_per_photo]
+        view = random_view(photo, self.size, VIEWS, generator)
+        return view, degrade_mixed(view[None], self.mixture, generator)[0]
 
 
 def identity_objective(
@@ -238,12 +256,10 @@ def identity_objective(
         number = int(torch.randint(len(pool), (1,), generator=generator))
         reference = pool.clean[number : number + 1].float() if shown else None
         device = next(model.parameters()).device
-        latent, lq_latent, noise, timesteps = (
-            x.to(device) for x in (latent, lq_latent, noise, timesteps)
-        )
+        latent, lq_latent, noise, timesteps = sent((latent, lq_latent, noise, timesteps), device)
         noisy = schedule.add_noise(latent, noise, timesteps)
         target = diffusion_target(schedule, latent, noise, timesteps)
-        reference = None if reference is None else reference.to(device)
+        reference = None if reference is None else sent([reference], device)[0]
         prediction = model(noisy, timesteps, lq_latent, reference)
         losses = diffusion_loss(schedule, prediction, target, timesteps, config.snr_gamma)
         restore = losses[: config.batch].mean()

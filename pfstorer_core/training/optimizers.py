@@ -73,8 +73,8 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = _NEWTON_SCHULZ
     for _ in range(_ITERATIONS):
-        gram = x @ x.mT  # (N, rows, rows)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = torch.bmm(x, x.mT)  # (N, rows, rows)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
@@ -102,7 +102,11 @@ class Optimizers:
         self.all: list[torch.optim.Optimizer] = []
         if rest:
             adamw = torch.optim.AdamW(
-                rest, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.98)
+                rest,
+                lr=learning_rate,
+                weight_decay=weight_decay,
+                betas=(0.9, 0.98),
+                fused=all(p.is_cuda for p in rest) or None,
             )
             self.all.append(adamw)
         if matrices:

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from ..errors import PFStorerError
 from ..identities.adapter import AdapterInfo, IdentityAdapter
-from ..identities.methods import PFSTORER
 from ..weights.writing import check_writable
 from .identity import IdentityTrainingConfig
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 1  # of unfinished runs; another cannot be gone on with
+STATE_VERSION = 2  # of unfinished runs; another cannot be gone on with
 COMPLETE = "complete"  # an empty file in the folder of a run that has come to its end
 STATE_SIZE = 32  # bytes per weight: float32 weights, averages, two moments; and the state before
 
@@ -43,8 +42,6 @@ def run_key(info: AdapterInfo, pictures: Sequence[Tensor], config: IdentityTrain
     """Digits (hex) that tell this run apart from those on other bases, photos or settings."""
     settings = {k: v for k, v in config.to_dict().items() if k != "preview_every"}
     settings["checkpointing"] = False  # it changes no result, so a run may go on with it
-    if config.method == PFSTORER:
-        del settings["method"]  # runs that were begun before methods had names go on
     facts = [STATE_VERSION, info.base_fingerprint, info.unet_digest, settings]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for picture in pictures:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from ...areas import area_mean
 from ...errors import PFStorerError
-from ...identities.base import IdentityBlock
+from ...identities.base import Factor, IdentityBlock, Prepared, Shown
 from .applied import AppliedIdentity
 from .masks import GAMMA_COND, MASK_COND, TEXT_COND
 from .references import references_by_site
+from .sampling import SamplingMemory, weights_on
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,85 @@ def add_identities(h: Tensor, context: Tensor, parts: Sequence[Addition]) -> Ten
     """
     personalized = h
     for part in parts:
-        delta = part.block(h, context, part.reference)  # (B, C, H, W)
-        if part.weight is not None:
-            delta = delta * area_mean(part.weight, (h.shape[2], h.shape[3]))
-        personalized = personalized + (part.strength * delta).to(h.dtype)
+        personalized = personalized + _delta(h, context, part)
     return personalized
+
+
+def _delta(h: Tensor, context: Tensor, part: Addition) -> Tensor:
+    delta = part.block(h, context, part.reference)  # (B, C, H, W)
+    if part.weight is not None:
+        delta = delta * area_mean(part.weight, (h.shape[2], h.shape[3]))
+    return (part.strength * delta).to(h.dtype)
+
+
+@dataclass
+class KeptAdditions:
+    """Adds what identities give in one forward of a sampling, from what is kept between forwards.
+
+    Args:
+        memory: of the sampling.
+        context: (B, tokens, width) text embedding of the forward.
+    """
+
+    memory: SamplingMemory
+    context: Tensor
+    _text: Hashable = None
+    _maps: dict[Hashable, Tensor] = field(default_factory=dict)
+
+    def add(self, h: Tensor, context: Tensor, parts: Sequence[Addition]) -> Tensor:
+        """Returns what `add_identities` gives, which it leaves to it where nothing can be kept.
+
+        Args:
+            h: (B, C, H, W) output F of a UNet block.
+            context: (B, tokens, width) text embedding; another than the forward's is of a node that
+                changes it on the way.
+            parts: one per identity.
+        """
+        changed = context is not self.context or len(context) != len(h)
+        if not parts or changed or torch.is_grad_enabled():
+            return add_identities(h, context, parts)
+        if self._text is None:
+            self._text = self.memory.text(context)
+        together = self._prepared(parts, h)
+        if together is not None:
+            return together(h, h, [self._factor(part, h) for part in parts])
+        total = h
+        for part in parts:
+            alone = self._prepared([part], h)
+            if alone is None:
+                total = total + _delta(h, context, part)
+            else:
+                total = alone(h, total, [self._factor(part, h)])
+        return total
+
+    def _prepared(self, parts: Sequence[Addition], h: Tensor) -> Prepared | None:
+        kind = type(parts[0].block)
+        if any(type(part.block) is not kind for part in parts):
+            return None
+        shown = [Shown(part.block, self.context, part.reference) for part in parts]
+        key = tuple((id(part.block), id(part.reference)) for part in parts), h.device, h.dtype
+
+        def make() -> tuple[Any, Prepared | None]:
+            weights_of = functools.partial(weights_on, device=h.device, dtype=torch.float32)
+            # kept beside it, the tensors keep their ids
+            return shown, kind.prepare(shown, weights_of, h.dtype)
+
+        found: Prepared | None = self.memory.prepared(self._text, key, make)[1]
+        return found
+
+    def _factor(self, part: Addition, h: Tensor) -> Factor:
+        strength = part.strength
+        weight = None if part.weight is None else self._map(part.weight, h)
+        if isinstance(strength, Tensor):
+            return 1.0, strength if weight is None else strength * weight
+        return strength, weight
+
+    def _map(self, weight: Tensor, h: Tensor) -> Tensor:
+        """A weight at a block's resolution, which other blocks share."""
+        key = id(weight), h.shape[2:]
+        if key not in self._maps:
+            self._maps[key] = area_mean(weight, (h.shape[2], h.shape[3]))
+        return self._maps[key]
 
 
 def additions(

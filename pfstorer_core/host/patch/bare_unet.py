@@ -13,6 +13,7 @@ from ..base import RESTORER_KEY
 from ..sites import PATCH, check_fit
 from .applied import AppliedIdentity
 from .handlers import HANDLERS, check_host
+from .sampling import SamplingMemory
 from .wrapper import RestorerWrapper
 
 
@@ -22,6 +23,7 @@ def restorer_options(
     lq_latent: Tensor,
     identities: Sequence[AppliedIdentity] = (),
     checkpoint: bool = False,
+    memory: SamplingMemory | None = None,
 ) -> dict[str, Any]:
     """Builds transformer options with which a bare UNet runs the restorer.
 
@@ -35,13 +37,14 @@ def restorer_options(
         lq_latent: (B, C, H, W) scaled LQ latent; the UNet's batch is k blocks of B items.
         identities: what personalizes the prediction.
         checkpoint: whether to recompute activations in the backward pass, for less memory.
+        memory: keeps a frozen restorer's joined weights between calls.
 
     Raises:
         PFStorerError: the restorer does not fit the UNet, or this ComfyUI is too old.
     """
     check_host()
     check_fit(unet, restorer)
-    wrapper = RestorerWrapper(restorer, lq_latent, identities, checkpoint)
+    wrapper = RestorerWrapper(restorer, lq_latent, identities, checkpoint, memory)
     return {
         "wrappers": {WrappersMP.DIFFUSION_MODEL: {RESTORER_KEY: [wrapper]}},
         "patches": {PATCH: list(HANDLERS)},

@@ -1,6 +1,5 @@
 """Handlers that compute the layers of the UNet with the restorer and identities in them."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import PFStorerError
-from ...restorers.base import BaseRestorer
+from ...restorers.base import BaseRestorer, Modulation
 from ..sites import PATCH
-from .additions import Addition, add_identities
+from .additions import Addition, KeptAdditions, add_identities
 
 FORWARD = "pfstorer_forward"
 
@@ -29,10 +28,36 @@ class ForwardState:
 
     restorer: BaseRestorer
     checkpoint: bool
+    kept: KeptAdditions | None = None
+    modulation: Modulation | None = None
+    shared: dict[Any, Tensor] = field(default_factory=dict)
+    embedding: tuple[Tensor, Tensor] | None = None
     sites: dict[nn.Module, str] = field(default_factory=dict)
     features: dict[nn.Module, Tensor] = field(default_factory=dict)
     additions: dict[nn.Module, list[Addition]] = field(default_factory=dict)
     visited: list[str] = field(default_factory=list)
+
+    def modulate(self, site: str, h: Tensor, features: Tensor) -> Tensor:
+        """Computes what the restorer makes of a residual block's features."""
+        if self.modulation is None:
+            return self.restorer.modulate(site, h, features)
+        # What is shared must not depend on which site came first in a backward pass.
+        return self.modulation(site, h, features, {} if self.checkpoint else self.shared)
+
+    def add(self, h: Tensor, context: Tensor, parts: list[Addition]) -> Tensor:
+        """Adds what identities give to a block."""
+        if self.kept is None:
+            return add_identities(h, context, parts)
+        return self.kept.add(h, context, parts)
+
+    def activated(self, layer: Any, emb: Tensor) -> Tensor:
+        """Returns the timestep embedding as a residual block's linear layer takes it.
+
+        All blocks begin with the same activation, which is so computed once.
+        """
+        if self.embedding is None or self.embedding[0] is not emb:
+            self.embedding = emb, layer.emb_layers[0](emb)
+        return self.embedding[1]
 
     def run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """Calls a part of the UNet; with checkpointing, its activations are not kept."""
@@ -63,11 +88,11 @@ def run_res_block(
     site = state.sites[layer]
     state.visited.append(site)
     if layer in state.features:
-        modulate = functools.partial(state.restorer.modulate, site)
-        h = state.run(_modulated_res_block, layer, x, emb, modulate, state.features[layer])
+        activated = state.activated(layer, emb)
+        h = state.run(_modulated_res_block, layer, x, activated, state, state.features[layer])
     else:
         h = state.run(layer, x, emb)
-    return state.run(add_identities, h, context, state.additions.get(layer, []))
+    return state.run(state.add, h, context, state.additions.get(layer, []))
 
 
 def run_transformer(
@@ -84,25 +109,21 @@ def run_transformer(
     if state is None or layer not in state.sites:
         return h
     state.visited.append(state.sites[layer])
-    return state.run(add_identities, h, context, state.additions[layer])
+    return state.run(state.add, h, context, state.additions[layer])
 
 
 HANDLERS = ((ResBlock, run_res_block), (SpatialTransformer, run_transformer))
 
 
 def _modulated_res_block(
-    layer: Any,
-    x: Tensor,
-    emb: Tensor,
-    modulate: Callable[[Tensor, Tensor], Tensor],
-    features: Tensor,
+    layer: Any, x: Tensor, activated: Tensor, state: ForwardState, features: Tensor
 ) -> Tensor:
     h = layer.in_layers(x)  # (B, C_out, H, W)
-    h = h + layer.emb_layers(emb).to(h.dtype)[:, :, None, None]
+    h = h + layer.emb_layers[1](activated).to(h.dtype)[:, :, None, None]
     # Other nodes may work at a smaller size in some blocks (PatchModelAddDownscale).
     if features.shape[2:] != h.shape[2:]:
         features = F.interpolate(features, h.shape[2:], mode="bilinear")
-    h = modulate(layer.out_layers(h), features)
+    h = state.modulate(state.sites[layer], layer.out_layers(h), features)
     return layer.skip_connection(x) + h
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ...errors import PFStorerError
 from ..conditions import Conds, has_areas, with_model_conds, with_options
+from .ahead import AheadMemory
+from .sampling import SAMPLING, SamplingMemory
 
 LQ_COND = "pfstorer_lq_latent"  # the model condition, and so the keyword of the UNet's forward
 STEP = "pfstorer_step"
@@ -30,20 +32,39 @@ class StepFeatures:
     Args:
         items: number of LQ latents.
         resting: where the features lie between forwards; None leaves them where they are.
+        ahead: holds those of coming steps; None encodes for this one alone.
+        key: tells windows of the LQ latent apart in it.
     """
 
     items: int
     resting: torch.device | None = None
+    ahead: AheadMemory | None = None
+    key: Hashable = None
     _features: dict[torch.device, Sequence[Tensor]] = field(default_factory=dict)
 
-    def get(self, device: torch.device) -> Sequence[Tensor] | None:
-        """Returns the features on a device, or None if they are not computed yet."""
-        found = self._features.get(device)
-        return found and [x.to(device) for x in found]
+    def of(
+        self,
+        restorer: Callable[[Tensor, Tensor], Sequence[Tensor]],
+        lq_latent: Tensor,
+        timesteps: Tensor,
+    ) -> Sequence[Tensor]:
+        """Returns the features on the device of the LQ latents, which are encoded once.
 
-    def put(self, device: torch.device, features: Sequence[Tensor]) -> None:
-        """Keeps the features that a device computed."""
-        self._features[device] = [x.to(self.resting or device) for x in features]
+        Args:
+            restorer: the encoder.
+            lq_latent: (items, C, h, w) LQ latents.
+            timesteps: (items,).
+        """
+        device = lq_latent.device
+        if device not in self._features:
+            if self.ahead is None:
+                found = restorer(lq_latent, timesteps)
+            else:
+                found = self.ahead.take(self.key, device) or self.ahead.encode(
+                    self.key, restorer, lq_latent, timesteps
+                )
+            self._features[device] = [x.to(self.resting or device) for x in found]
+        return [x.to(device) for x in self._features[device]]
 
 
 class FeatureMemory:
@@ -54,11 +75,13 @@ class FeatureMemory:
     order, and a step that is run again with smaller tiles, ask twice.
 
     Args:
-        interval: 1 encodes at every evaluation, which is exact.
+        interval: 1 encodes for every evaluation, which is exact.
+        ahead: with an interval of 1, holds features of coming steps; None encodes one by one.
     """
 
-    def __init__(self, interval: int = 1) -> None:
+    def __init__(self, interval: int = 1, ahead: AheadMemory | None = None) -> None:
         self.interval = interval
+        self._ahead = ahead
         self._evaluations = -1
         self._sigma: float | None = None
         self._steps: dict[Hashable, StepFeatures] = {}
@@ -76,11 +99,13 @@ class FeatureMemory:
     def forget(self) -> None:
         """Drops what is kept: the windows of the LQ latent are others from now on."""
         self._steps.clear()
+        if self._ahead is not None:
+            self._ahead.forget()
 
     def step(self, items: int, key: Hashable = None) -> StepFeatures:
         """Returns the features of `items` latents; `key` tells windows of the LQ latent apart."""
         if self.interval == 1:
-            return StepFeatures(items)
+            return StepFeatures(items, ahead=self._ahead, key=key)
         return self._steps.setdefault(key, StepFeatures(items, torch.device("cpu")))
 
 
@@ -181,14 +206,23 @@ class LQCondition:
         check_latent_size(self.lq_latent, x_in)
         lq_cond = comfy.conds.CONDNoiseShape(items_of(model_options, self.lq_latent))
         conds = with_model_conds(conds, {LQ_COND: lq_cond})
-        self._memory.begin(timestep)
-        options: dict[str, Any] = {MEMORY: self._memory}
+        memory = self._begin(model, timestep, model_options.get("transformer_options", {}))
+        options: dict[str, Any] = {MEMORY: memory}
         # Conditions with an area see their own crops, which cannot share features.
         if not has_areas(conds):
-            options[STEP] = self._memory.step(x_in.shape[0])
+            options[STEP] = memory.step(x_in.shape[0])
         return executor(
             model, conds, x_in, timestep, with_options(model_options, options), **kwargs
         )
+
+    def _begin(self, model: Any, timestep: Tensor, options: dict[str, Any]) -> FeatureMemory:
+        sampling: SamplingMemory | None = options.get(SAMPLING)
+        if self._memory.interval > 1 or sampling is None:
+            self._memory.begin(timestep)
+            return self._memory
+        timestep_of = model.model_sampling.timestep
+        sampling.ahead.begin(timestep, options.get("sample_sigmas"), timestep_of)
+        return FeatureMemory(ahead=sampling.ahead)
 
 
 def items_of(model_options: dict[str, Any], values: Tensor) -> Tensor:

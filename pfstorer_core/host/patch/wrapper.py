@@ -14,10 +14,11 @@ from torch import Tensor
 from ...errors import PFStorerError
 from ...restorers.base import BaseRestorer
 from ..sites import BLOCK_LAYERS, PATCH, find_sft_sites
-from .additions import additions
+from .additions import KeptAdditions, additions
 from .applied import AppliedIdentity
 from .handlers import FORWARD, HANDLERS, ForwardState
 from .lq import LQ_COND, STEP, StepFeatures, check_latent_size
+from .sampling import SAMPLING, SamplingMemory
 
 
 class RestorerWrapper:
@@ -29,6 +30,7 @@ class RestorerWrapper:
             condition `LQ_COND`. The UNet's batch is k blocks of B items.
         identities: what personalizes the result.
         checkpoint: whether to keep no activations for the backward pass (training).
+        memory: of a training that leaves the restorer as it is: keeps its joined weights.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class RestorerWrapper:
         lq_latent: Tensor | None = None,
         identities: Sequence[AppliedIdentity] = (),
         checkpoint: bool = False,
+        memory: SamplingMemory | None = None,
     ) -> None:
         self.restorer = restorer
         self.lq_latent = lq_latent
         self.identities = tuple(identities)
         self.checkpoint = checkpoint
+        self.memory = memory
 
     def __call__(
         self,
@@ -77,10 +81,16 @@ class RestorerWrapper:
         features = self._features(lq_latent.to(x), timesteps, x.shape[0], options)
         added = additions(self.identities, unet, x, options, kwargs)
         state = ForwardState(self.restorer, self.checkpoint)
-        levels = find_sft_sites(unet)
+        levels = {site: level for site, (_, level) in find_sft_sites(unet).items()}
+        sampling: SamplingMemory | None = options.get(SAMPLING)
+        memory = sampling or self.memory
+        if memory is not None:
+            state.modulation = memory.modulation(self.restorer, levels, x)
+        if sampling is not None and context is not None:
+            state.kept = KeptAdditions(sampling, context)
         for site in self.restorer.sites:
             layer = unet.get_submodule(site)
-            state.features[layer], state.sites[layer] = features[levels[site][1]], site
+            state.features[layer], state.sites[layer] = features[levels[site]], site
         for site, parts in added.items():
             layer = unet.get_submodule(site)
             state.additions[layer], state.sites[layer] = parts, site
@@ -99,11 +109,7 @@ class RestorerWrapper:
         step: StepFeatures | None = options.get(STEP)
         # Another custom node may cut the batch into single items: those are encoded as they come.
         if step is not None and batch % step.items == 0:
-            features = step.get(lq_latent.device)
-            if features is None:
-                features = self.restorer(lq_latent[: step.items], timesteps[: step.items])
-                step.put(lq_latent.device, features)
-            return features
+            return step.of(self.restorer, lq_latent[: step.items], timesteps[: step.items])
         items = lq_latent.shape[0]
         if batch == items:
             return self.restorer(lq_latent, timesteps)

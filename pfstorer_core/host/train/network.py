@@ -13,6 +13,7 @@ from ...restorers.base import BaseRestorer
 from ..patch.applied import AppliedIdentity
 from ..patch.bare_unet import restorer_options
 from ..patch.model import restorer_wrapper
+from ..patch.sampling import SamplingMemory
 from ..sites import find_identity_sites
 from .from_model import trainable_unet
 
@@ -81,6 +82,7 @@ class PersonalizedNetwork(nn.Module):
         self.prompt = nn.Parameter(prompt, requires_grad=False)
         self.adapter = adapter
         self.checkpoint = checkpoint
+        self._memory = SamplingMemory()
 
     def forward(
         self,
@@ -106,7 +108,9 @@ class PersonalizedNetwork(nn.Module):
             references=() if reference is None else (reference,),
             reference_context=context[:1],
         )
-        options = restorer_options(self.unet, self.restorer, lq_latent, [identity], self.checkpoint)
+        options = restorer_options(
+            self.unet, self.restorer, lq_latent, [identity], self.checkpoint, self._memory
+        )
         return self.unet(noisy, timesteps, context, transformer_options=options)
 
 
@@ -137,10 +141,26 @@ def personalized_network(setup: Setup, name: str, photos: int) -> PersonalizedNe
         unet_digest=base.unet_digests[0],
         method=config.method,
     )
+    restorer = restorer_wrapper(setup.model).restorer.copy_for_training(dtype)
+    cast_ahead(unet, setup.precision)
+    cast_ahead(restorer, setup.precision)
     return PersonalizedNetwork(
         unet,
-        restorer_wrapper(setup.model).restorer.copy_for_training(dtype),
+        restorer,
         setup.prompt(),
         IdentityAdapter.initialise(info, config.seed),
         checkpoint=config.checkpointing,
     )
+
+
+def cast_ahead(frozen: nn.Module, precision: str) -> None:
+    """Casts weights of a network to what autocast would cast them to at each use.
+
+    Args:
+        frozen: a network that is not trained.
+        precision: "no", "bf16" or "fp16".
+    """
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    for layer in frozen.modules():
+        if precision in types and isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            layer.to(types[precision])

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...attention import attention
 from ...errors import PFStorerError
@@ -159,7 +160,8 @@ class TimeAwareEncoder(nn.Module):
                 "that belongs to the restorer."
             )
         emb = timestep_embedding(timesteps, self.config.model_channels)  # (B, model_channels)
-        emb = self.time_embed(emb.to(lq_latent.dtype))  # (B, 4 * model_channels)
+        # each block would activate it anew
+        emb = F.silu(self.time_embed(emb.to(lq_latent.dtype)))  # (B, 4 * model_channels)
         h = lq_latent
         levels: list[Tensor] = []
         for stage in self.input_blocks:
@@ -202,7 +204,7 @@ class _Layers:
 
 
 class _Stage(nn.Sequential):
-    """Layers in a row, of which the residual blocks also get the timestep embedding."""
+    """Layers in a row, of which the residual blocks also get the activated embedding."""
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -243,7 +245,7 @@ class _ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.in_layers(x)  # (B, C_out, H, W)
-        h = h + self.emb_layers(emb)[:, :, None, None]
+        h = h + self.emb_layers[1](emb)[:, :, None, None]
         return self.skip_connection(x) + self.out_layers(h)  # (B, C_out, H, W)
 
 

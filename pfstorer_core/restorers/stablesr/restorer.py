@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ...site_names import module_name
 from ...weights.checks import part_of
-from ..base import BaseRestorer
+from ..base import BaseRestorer, Modulation, WeightsOf
 from ..info import RestorerInfo
 from .encoder import EncoderConfig, TimeAwareEncoder
 from .layouts import ENCODER_PREFIX, check_whole, infer_encoder, infer_sft, sft_prefix, split
-from .sft import SFTBlock
+from .sft import JoinedSFT, SFTBlock
 
 
 class StableSRRestorer(BaseRestorer):
@@ -148,3 +148,7 @@ class StableSRRestorer(BaseRestorer):
     def modulate(self, site: str, h: Tensor, features: Tensor) -> Tensor:
         """Returns the modulated features of a residual block; see `SFTBlock.forward`."""
         return self.sft(site)(h, features)
+
+    def prepare(self, levels: Mapping[str, int], weights_of: WeightsOf) -> Modulation:
+        """Returns the SFT blocks with those of each level joined, see `JoinedSFT`."""
+        return JoinedSFT({site: self.sft(site) for site in self.sites}, levels, weights_of)

@@ -1,9 +1,14 @@
 """Spatial feature transform: features of the low-quality latent steer a block of the UNet."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..base import WeightsOf
 
 
 class SFTBlock(nn.Module):
@@ -59,9 +64,76 @@ class SFTBlock(nn.Module):
         """
         actv = self.mlp_shared(cond)  # (B, hidden, H, W)
         scale = 1 + self.mlp_gamma(actv)  # (B, C, H, W)
-        shift = self.mlp_beta(actv)  # (B, C, H, W)
-        normed = self.param_free_norm(h)
-        if h.shape[0] == cond.shape[0]:
-            return (normed * scale + shift).to(h.dtype)
-        blocks = normed.unflatten(0, (-1, cond.shape[0]))  # (k, B, C, H, W)
-        return (blocks * scale + shift).flatten(0, 1).to(h.dtype)  # (k * B, C, H, W)
+        return modulated(self.param_free_norm(h), scale, self.mlp_beta(actv)).to(h.dtype)
+
+
+def modulated(normed: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Returns normed * scale + shift; normed: (k * B, C, H, W), the others (B, C, H, W)."""
+    if len(normed) == len(scale):
+        return torch.addcmul(shift, normed, scale)
+    blocks = normed.unflatten(0, (-1, len(scale)))  # (k, B, C, H, W)
+    return torch.addcmul(shift, blocks, scale).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One site's share of the joined layers: weight and bias give 1 + gamma, then beta."""
+
+    block: SFTBlock
+    level: int
+    hidden: slice
+    weight: Tensor  # (2 C, hidden, 3, 3)
+    bias: Tensor  # (2 C,)
+
+
+class JoinedSFT:
+    """SFT blocks with their convolutions joined, so that a device starts fewer.
+
+    The blocks of one level share their first convolution, which reads the same features; gamma and
+    beta of a site are another one. The norms stay those of the blocks.
+
+    Args:
+        blocks: by site.
+        levels: per site, its level.
+        weights_of: gives the weights, of which this keeps copies.
+    """
+
+    def __init__(
+        self, blocks: Mapping[str, SFTBlock], levels: Mapping[str, int], weights_of: WeightsOf
+    ) -> None:
+        self._sites: dict[str, _Site] = {}
+        self._first: dict[int, tuple[Tensor, Tensor]] = {}
+        for level in sorted({levels[site] for site in blocks}):
+            weights, biases, start = [], [], 0
+            for site in (site for site in blocks if levels[site] == level):
+                weight, bias = _read(weights_of, blocks[site].mlp_shared[0])
+                hidden = slice(start, start + len(weight))
+                start = hidden.stop
+                weights.append(weight)
+                biases.append(bias)
+                self._sites[site] = _Site(
+                    blocks[site], level, hidden, *_scale_and_shift(blocks[site], weights_of)
+                )
+            self._first[level] = torch.cat(weights), torch.cat(biases)
+
+    def __call__(self, site: str, h: Tensor, features: Tensor, shared: dict[Any, Tensor]) -> Tensor:
+        """Returns the modulated features of a site, see `base.Modulation`."""
+        own = self._sites[site]
+        key = own.level, features.shape
+        if key not in shared:
+            weight, bias = self._first[own.level]
+            shared[key] = F.conv2d(features, weight, bias, padding=1).relu_()
+        actv = shared[key][:, own.hidden]  # (B, hidden, H, W)
+        scale, shift = F.conv2d(actv, own.weight, own.bias, padding=1).chunk(2, 1)
+        return modulated(own.block.param_free_norm(h), scale, shift).to(h.dtype)
+
+
+def _scale_and_shift(block: SFTBlock, weights_of: WeightsOf) -> tuple[Tensor, Tensor]:
+    gamma, beta = (_read(weights_of, layer) for layer in (block.mlp_gamma, block.mlp_beta))
+    return torch.cat([gamma[0], beta[0]]), torch.cat([1 + gamma[1], beta[1]])
+
+
+def _read(weights_of: WeightsOf, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    weight, bias = weights_of(layer)
+    assert bias is not None  # all of these layers have one
+    return weight.clone(), bias.clone()

@@ -19,7 +19,7 @@ from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host.base import RESTORER_KEY
 from pfstorer_core.host.load import bundled
-from pfstorer_core.host.patch import lq
+from pfstorer_core.host.patch import ahead, lq
 from pfstorer_core.host.patch.bare_unet import restorer_options
 from pfstorer_core.host.patch.handlers import FORWARD, HANDLERS
 from pfstorer_core.host.patch.model import patch_model, set_lq_latent
@@ -128,6 +128,49 @@ def test_the_encoder_runs_once_per_step(model, cfg: float, split: bool) -> None:
     conditioned = host.condition_on_lq(model, latents(2))
     batches = count_encodings(model)
     sample(refuse_batches(conditioned) if split else conditioned, batch=2, cfg=cfg, steps=3)
+    assert batches == ([2, 2, 2] if on_cpu(model) else [6])
+
+
+def on_cpu(model: Any) -> bool:
+    return mm.is_device_cpu(model.load_device)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch) -> None:
+    """Features of several steps are computed at once."""
+    monkeypatch.setattr(ahead, "steps_at_once", lambda device: 4)
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_on_a_gpu_the_encoder_runs_once_for_several_steps(
+    model, as_on_a_gpu, cfg: float, split: bool
+) -> None:
+    conditioned = host.condition_on_lq(model, latents(2))
+    batches = count_encodings(model)
+    sample(refuse_batches(conditioned) if split else conditioned, batch=2, cfg=cfg, steps=7)
+    assert batches == [2 * 4, 2 * 3]
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "heun", "dpm_2", "dpmpp_2m", "dpmpp_sde"])
+def test_what_is_encoded_ahead_is_what_is_encoded_alone(
+    model, as_on_a_gpu, monkeypatch, sampler: str
+) -> None:
+    """Samplers may evaluate twice at a noise level, or between two of the schedule's."""
+    conditioned = host.condition_on_lq(model, latents(2))
+    together = sample(conditioned, batch=2, steps=6, sampler_name=sampler)
+    monkeypatch.setattr(ahead, "steps_at_once", lambda device: 1)
+    batches = count_encodings(model)
+    alone = sample(conditioned, batch=2, steps=6, sampler_name=sampler)
+    assert relative_l2(together, alone) < 1e-5
+    assert set(batches) == {2} and len(batches) >= 6
+
+
+def test_large_latents_are_encoded_one_by_one(model, as_on_a_gpu, monkeypatch) -> None:
+    monkeypatch.setattr(ahead, "_ENCODED", 2 * 16 * 16)
+    conditioned = host.condition_on_lq(model, latents(2))
+    batches = count_encodings(model)
+    sample(conditioned, batch=2, steps=3)
     assert batches == [2, 2, 2]
 
 

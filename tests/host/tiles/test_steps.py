@@ -15,6 +15,7 @@ from torch import Tensor
 from pfstorer_core import host
 from pfstorer_core.host.base import RESTORER_KEY
 from pfstorer_core.host.conditions import with_options
+from pfstorer_core.host.patch import ahead
 from pfstorer_core.host.patch.lq import STEP
 from pfstorer_core.host.patch.model import set_lq_latent
 from pfstorer_core.host.tiles.layout import TileLayout
@@ -195,6 +196,11 @@ def test_an_interruption_ends_the_step_between_tiles(bare) -> None:
 
 
 class TestEncoderInterval:
+    @pytest.fixture(autouse=True)
+    def one_by_one(self, monkeypatch) -> None:
+        """As on a CPU."""
+        monkeypatch.setattr(ahead, "steps_at_once", lambda device: 1)
+
     def encodings(self, model: Any) -> list[int]:
         batches: list[int] = []
         encoder = model.get_additional_models_with_key(RESTORER_KEY)[0].model.encoder
@@ -229,6 +235,17 @@ class TestEncoderInterval:
         _, fewer = self.run(path, 2, 8, sampler_name="heun")
         assert len(every) == 3 * 9
         assert len(fewer) == 3 * 3
+
+    def test_on_a_gpu_several_steps_of_a_tile_are_encoded_at_once(self, path, monkeypatch) -> None:
+        exact, _ = self.run(path, 1, 8)
+        monkeypatch.setattr(ahead, "steps_at_once", lambda device: 4)
+        together, batches = self.run(path, 1, 8)
+        assert batches == [5 * 4, 5 * 4, 2 * 4, 5, 5, 2]
+        assert relative_l2(together, exact) < 1e-5
+        monkeypatch.setattr(ahead, "_KEPT", 8 * 8 * 4 * 7)  # for seven tiles and a bit
+        assert torch.equal(self.run(path, 1, 8)[0], together) or relative_l2(together, exact) < 1e-5
+        _, batches = self.run(path, 1, 8, sampler_name="heun")
+        assert len(batches) > 3 * 2
 
     def test_nothing_is_kept_by_default(self, bare) -> None:
         model = tiled(restoring(bare), SIZE)

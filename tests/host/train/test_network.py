@@ -10,8 +10,11 @@ from torch import Tensor
 
 from pfstorer_core import host
 from pfstorer_core.host.base import RESTORER_KEY, base_of
+from pfstorer_core.host.patch.applied import AppliedIdentity
+from pfstorer_core.host.patch.bare_unet import restorer_options
+from pfstorer_core.host.patch.sampling import SamplingMemory
 from pfstorer_core.host.train.from_model import trainable_unet
-from pfstorer_core.host.train.network import PersonalizedNetwork
+from pfstorer_core.host.train.network import PersonalizedNetwork, cast_ahead
 from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.identities.config import PersonalizationConfig
 from pfstorer_core.restorers.base import BaseRestorer
@@ -107,3 +110,37 @@ def test_the_network_of_the_training_is_the_model_of_the_sampling(loaded, referr
         for x, timesteps, out in seen:
             expected = network(x, timesteps, lq, reference)
             torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_are_cast_ahead_compute_the_same(loaded) -> None:
+    """Bit for bit what autocast casts at each use; norms keep their type."""
+    network = network_of(loaded[0], random_adapter(loaded[0]))
+    inputs = latents(2), torch.tensor([5, 700]), latents(2, seed=1), latents(seed=2)
+    device = next(network.parameters()).device.type
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        expected = network(*inputs)
+        for frozen in (network.unet, network.restorer):
+            cast_ahead(frozen, "bf16")
+        network._memory = SamplingMemory()  # of joined weights
+        assert torch.equal(network(*inputs), expected)
+    kinds = {p.dtype for p in network.unet.parameters()}
+    assert kinds == {torch.float32, torch.bfloat16}
+    cast_ahead(network.restorer.float(), "no")
+    assert {p.dtype for p in network.restorer.parameters()} == {torch.float32}
+
+
+def test_a_frozen_restorer_is_joined_once_and_gives_the_same(loaded) -> None:
+    network = network_of(loaded[0], random_adapter(loaded[0]))
+    inputs = latents(2), torch.tensor([5, 700]), latents(2, seed=1)
+    with torch.no_grad():
+        joined = network(*inputs)
+        assert torch.equal(network(*inputs), joined)
+        options = restorer_options(
+            network.unet, network.restorer, inputs[2], [AppliedIdentity(network.adapter)]
+        )
+        context = network.prompt.expand(2, -1, -1)
+        plain = network.unet(inputs[0], inputs[1], context, transformer_options=options)
+        torch.testing.assert_close(joined, plain, rtol=1e-4, atol=1e-5)
+        # what is trained is never kept
+        network.adapter.block(network.adapter.sites[0]).out.weight.add_(1.0)
+        assert not torch.allclose(network(*inputs), joined)

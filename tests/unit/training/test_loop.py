@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pfstorer_core.errors import PFStorerError
+from pfstorer_core.training import run as run_module
 from pfstorer_core.training.base import BaseTrainingConfig, restoration_objective
-from pfstorer_core.training.loop import LoopConfig, _check_gradients, fit, step_generator
+from pfstorer_core.training.loop import LoopConfig, fit, step_generator
 from pfstorer_core.training.losses import noise_schedule
 from pfstorer_core.training.optimizers import Optimizers
 from pfstorer_core.training.pool import LatentPool
+from pfstorer_core.training.run import _check_gradients
 from pfstorer_core.training.state import locked, save_state
 
 CONFIG = LoopConfig(
@@ -384,3 +386,35 @@ def test_two_processes_do_not_share_a_run(tmp_path):
         with pytest.raises(PFStorerError, match="The same training runs in another process now"):
             fit(model, objective, CONFIG, tmp_path, log_to_files=False)
     assert fit(model, objective, CONFIG, tmp_path, log_to_files=False), "the lock is gone with it"
+
+
+@pytest.mark.parametrize("stop_at", [None, 5, 8])
+def test_steps_that_are_looked_at_together_are_told_one_by_one(tmp_path, monkeypatch, stop_at):
+    """As on a GPU; what a report raises comes after those of the same look."""
+    monkeypatch.setattr(run_module.Run, "_interval", 4)
+    model, objective = setting()
+    told = []
+
+    def on_step(step, scalars):
+        told.append((step, scalars["loss"]))
+        if step == stop_at:
+            raise Stopped
+
+    config = replace(CONFIG, steps=10, save_every=0)
+    if stop_at is None:
+        assert fit(model, objective, config, tmp_path / "a", on_step=on_step)
+    else:
+        with pytest.raises(Stopped):
+            fit(model, objective, config, tmp_path / "a", on_step=on_step)
+        assert [step for step, _ in told] == list(range(1, 9))
+        assert torch.load(tmp_path / "a" / "state", weights_only=True)["step"] == 8
+        again, _ = setting(seed=5)
+        assert fit(again, objective, config, tmp_path / "a", on_step=on_step)
+    assert [step for step, _ in told] == list(range(1, 11))
+    whole, _ = setting()
+    single = []
+    monkeypatch.undo()
+    fit(
+        whole, objective, config, tmp_path / "b", on_step=lambda s, x: single.append((s, x["loss"]))
+    )
+    assert told == single
