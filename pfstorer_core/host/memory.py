@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import comfy.model_management as mm
+import torch
 
 from ..errors import PFStorerError
 from ..lack_of_memory import lacks_memory
@@ -60,7 +61,8 @@ def lack_of_memory_told(text: str) -> Iterator[None]:
         # The error stays the context of the sentence, and would hold the tensors of what was tried.
         traceback.clear_frames(error.__traceback__)
     # ComfyUI does so for the errors that it knows as a lack of memory, which the sentence is not.
-    mm.unload_all_models()
+    with torch.inference_mode():  # see `train.from_model.decoded`
+        mm.unload_all_models()
     mm.soft_empty_cache()
     raise PFStorerError(f"Out of memory {text}") from None
 

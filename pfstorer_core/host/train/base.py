@@ -19,7 +19,7 @@ from ...training.feed import PairFeed, PictureSource
 from ...training.loop import LoopConfig, Sampler, fit
 from ...training.pool import WeightedDegradations
 from ..sites import find_sft_sites
-from .from_model import scaled_encoder, trainable_unet, training_schedule
+from .from_model import decoded, scaled_encoder, trainable_unet, training_schedule
 from .network import HostNetwork
 
 if TYPE_CHECKING:
@@ -146,13 +146,10 @@ def _sample_sheet(
     """Sheets of clean and LQ latents (B, C, h, w) each: rows of LQ, restored, clean."""
     clean, lq_latent = shown
 
-    def decode(latent: Tensor) -> Tensor:
-        return vae.decode(model.model.process_latent_out(latent.cpu())).movedim(-1, 1).cpu()
-
     def sheet(network: nn.Module) -> Tensor:
         device = next(network.parameters()).device
         restored = restore_latents(network, schedule, lq_latent.to(device), steps=20, seed=0)
-        rows = [decode(latent) for latent in (lq_latent, restored, clean)]
+        rows = [decoded(model, vae, latent) for latent in (lq_latent, restored, clean)]
         return make_grid(torch.cat(rows).clamp(0, 1), nrow=len(clean), padding=0)
 
     return sheet

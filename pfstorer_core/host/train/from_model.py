@@ -44,13 +44,23 @@ def training_schedule(model: Any) -> DDPMScheduler:
 def scaled_encoder(model: Any, vae: Any) -> Callable[[Tensor], Tensor]:
     """The VAE as (B, 3, H, W) in [0, 1] -> (B, C, h, w), scaled like diffusion latents."""
 
-    # the VAE's weights are of inference mode, and no training goes through them
-    @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
-        latent = vae.encode(images.movedim(1, -1))
-        return model.model.process_latent_in(latent).float().cpu()
+        with torch.inference_mode():  # see `decoded`
+            latent = vae.encode(images.movedim(1, -1))
+            latent = model.model.process_latent_in(latent).float().cpu()
+        return latent.clone()  # of the caller's mode
 
     return encode
+
+
+@torch.inference_mode()
+def decoded(model: Any, vae: Any, latent: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) on the CPU of latents (B, C, h, w) scaled like diffusion latents.
+
+    As in a node, whatever the caller's mode: the host moves the VAE's weights when they are used,
+    and weights loaded in inference mode but moved outside of it fail in every node that follows.
+    """
+    return vae.decode(model.model.process_latent_out(latent.cpu())).movedim(-1, 1).cpu()
 
 
 def trainable_unet(model: Any, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -124,7 +124,8 @@ def personalized_network(setup: Setup, name: str, photos: int) -> PersonalizedNe
     """
     base, config = setup.base, setup.config
     # makes room, and takes what LoRAs changed out of the weights
-    mm.unload_all_models()
+    with torch.inference_mode():  # see `from_model.decoded`
+        mm.unload_all_models()
     # the frozen part needs no master weights
     full = setup.device.type == "cpu" or setup.precision == "no"
     dtype = torch.float32 if full else setup.model.model.get_dtype_inference()

@@ -15,6 +15,7 @@ from ...training.base import restore_latents
 from ...training.identity import VIEWS
 from ...training.loop import Sampler
 from ..memory import is_out_of_memory
+from .from_model import decoded
 from .setup import Setup
 
 PREVIEW_STEPS = 10
@@ -40,8 +41,7 @@ def preview_sampler(setup: Setup, photo: Tensor, warn: Callable[[str], None]) ->
         restored = restore_latents(
             network, setup.schedule, lq_latent.to(device), steps=PREVIEW_STEPS, seed=seed
         )
-        picture = setup.vae.decode(setup.model.model.process_latent_out(restored.cpu()))
-        return picture.movedim(-1, 1)[:, :, :size, :size].cpu().float()
+        return decoded(setup.model, setup.vae, restored)[:, :, :size, :size].float()
 
     def draw(network: nn.Module) -> Tensor:
         nonlocal warned

@@ -11,7 +11,7 @@ import pytest
 import torch
 from golden_weights import relative_l2
 from tiny_models import UNET, image, write_bundled
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfstorer_core import host
 from pfstorer_core.drawn.portraits import portrait_set
@@ -397,6 +397,25 @@ def test_weights_of_inference_mode_can_be_trained_on(tmp_path: Path, photos) -> 
         loaded[2].first_stage_model.requires_grad_(True)
         adapter = train(loaded, photos)
     assert any(adapter.block(site).out.weight.any() for site in adapter.sites)
+
+
+def test_weights_that_move_meanwhile_can_be_used_by_the_next_node(
+    tmp_path: Path, photos, monkeypatch
+) -> None:
+    """A GPU gets the VAE's weights when it is used, in the training too."""
+
+    def moved(module: nn.Module, *_: Any) -> None:
+        for parameter in module.parameters():
+            parameter.data = parameter.data.clone()  # as between devices
+
+    with torch.inference_mode():
+        model, clip, vae = host.load_base_restorer(write_bundled(tmp_path / "tiny.safetensors"))
+        monkeypatch.setattr(mm, "unload_all_models", lambda: moved(model.model))
+        for part in vae.first_stage_model.children():
+            part.register_forward_pre_hook(moved)
+        adapter = train((model, clip, vae), photos)
+        applied = host.apply_identity(model, adapter)
+        assert host.restore(applied, vae, image(), steps=1).isfinite().all()
 
 
 def test_views_are_of_a_size_that_the_unet_takes(loaded, photos) -> None:
