@@ -28,13 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
     from comfy.cli_args import args
 
     args.cpu = not config.getoption("gpu")
-    if not args.cpu:
-        compute_exactly()
     args.base_directory = tempfile.mkdtemp(prefix="pfstorer-tests-")
     config.add_cleanup(lambda: shutil.rmtree(args.base_directory, ignore_errors=True))
 
     # As early as in ComfyUI's own start: in 0.20 its `nodes` puts another `utils` before this one.
     import utils  # noqa: F401
+
+    if not args.cpu:
+        compute_exactly()
 
 
 @pytest.fixture(scope="session")

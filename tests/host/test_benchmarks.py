@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from setup_host import REPO
 
@@ -49,7 +50,8 @@ def test_sections_join_in_one_report(tmp_path: Path) -> None:
     assert times[1] == "224 x 224" and times[3] == "1.000"
     assert float(times[4]) == pytest.approx((256 / 224) ** 2, abs=1e-3)
     peak, resting, buffers, aside = (float(cell) for cell in memory[1:5])
-    assert peak > resting > 100
+    # of a process there is always some, of a GPU none before the first restoration
+    assert peak > resting >= (0 if torch.cuda.is_available() else 100)
     assert aside == pytest.approx(peak - buffers, abs=2)
 
     (overheads,) = tables(report, TITLES[2])

@@ -173,10 +173,10 @@ def test_both_starts(loaded, start: str) -> None:
     pixels = image()
     out = host.restore(model, vae, pixels, steps=1, seed=4, start=start)
     assert out.isfinite().all()
-    lq_latent = vae.encode(pixels)
+    lq_latent = vae.encode(pixels).cpu()
     noise = comfy.sample.prepare_noise(lq_latent, 4)
     share = 0.0683 * LATENT["scale_factor"] if start == "LQ image" else 0
-    torch.testing.assert_close(forwards[0].x, noise + share * lq_latent, rtol=0, atol=1e-3)
+    torch.testing.assert_close(forwards[0].x.cpu(), noise + share * lq_latent, rtol=0, atol=1e-3)
 
 
 def test_less_denoising_stays_closer_to_the_input(loaded) -> None:

@@ -262,7 +262,8 @@ class TestControlNets:
         tiles = iter(TILES)
         for (x, hints), forward in zip(seen, forwards, strict=True):
             assert torch.equal(x, forward.x)
-            assert torch.equal(hints, torch.cat([next(tiles).scaled(8).crop(picture) for _ in x]))
+            parts = [next(tiles).scaled(8).crop(picture) for _ in x]
+            assert torch.equal(hints.cpu(), torch.cat(parts))
             added = [c for group in forward.control.values() for c in group if c is not None]
             assert added and all(c.shape[0] == len(x) for c in added)
 

@@ -10,6 +10,7 @@ from tiny_models import image, write_bundled
 from pfstorer_core import host
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host.feedback import RestoreReport
+from pfstorer_core.host.tiles import plan as tile_plan
 from pfstorer_core.host.tiles.plan import TileChoice, _best_tile, check_pictures, plan_tiles
 from pfstorer_core.tiling.grid import tile_grid
 
@@ -31,7 +32,9 @@ def model(loaded) -> Any:
 
 
 def set_free(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
+    """So much main memory, and as much for a model's tiles once it is on its device."""
     monkeypatch.setattr(mm, "get_free_memory", free_memory(free))
+    monkeypatch.setattr(tile_plan, "available_memory", lambda model: free)
 
 
 def cost(model: Any, side: int, count: int) -> float:

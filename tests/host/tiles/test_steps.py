@@ -60,14 +60,14 @@ def test_law_3_one_tile_of_each_item_is_no_tiles(bare) -> None:
         assert relative_l2(one, plain) < 1e-5
 
 
-def area_conds(conds: Any, layout: TileLayout) -> Any:
+def area_conds(conds: Any, layout: TileLayout, device: torch.device) -> Any:
     """Gives each condition once per tile, with its area and Gaussian weight as the host's mask."""
     tiles = tile_grid(layout.height, layout.width, layout.tile, int(layout.tile * layout.overlap))
     split = []
     for cond in conds:
         parts = []
         for y0, x0, y1, x1 in tiles:
-            mask = torch.zeros(1, layout.height, layout.width)
+            mask = torch.zeros(1, layout.height, layout.width, device=device)
             mask[:, y0:y1, x0:x1] = gaussian_weight(y1 - y0, x1 - x0)
             area = (y1 - y0, x1 - x0, y0, x0)
             parts += [{**c, "area": area, "mask": mask} for c in cond]
@@ -84,7 +84,7 @@ def test_tiles_equal_the_hosts_areas(bare, overlap: float, items: int, batch: in
     def compare(executor, model, conds, x, sigma, options) -> None:
         ours = TiledSteps(layout)(executor, model, conds, x, sigma, options)
         options = with_options(options, {STEP: None})  # each area has features of its own
-        theirs = executor(model, area_conds(conds, layout), x, sigma, options)
+        theirs = executor(model, area_conds(conds, layout, x.device), x, sigma, options)
         whole = executor(model, conds, x, sigma, options)
         errors.extend(relative_l2(a, b) for a, b in zip(ours, theirs, strict=True))
         assert all(relative_l2(a, b) > 1e-2 for a, b in zip(ours, whole, strict=True))
@@ -136,7 +136,8 @@ def test_a_lora_acts_in_tiles(path, bare) -> None:
     with_lora, expected, without = (
         sample(tiled(restoring(m), SIZE), (1, 4, *SIZE)) for m in (patched, merged, bare)
     )
-    assert relative_l2(with_lora, expected) < 1e-5
+    # the device rounds the product of its factors in its own way
+    assert relative_l2(with_lora, expected) < 3e-5
     assert relative_l2(with_lora, without) > 1e-4
 
 
@@ -153,7 +154,7 @@ def test_tiles_outside_the_region_are_not_computed(bare) -> None:
         (some, _) = TiledSteps(layout, region)(executor, base, conds, x, sigma, options)
         assert [f.x.shape[0] for f in forwards] == [1]
         assert relative_l2(some[:1, :, 9:11, :5], whole[:1, :, 9:11, :5]) < 0.05
-        expected = lq_latent.clone()
+        expected = lq_latent.to(some, copy=True)
         expected[0, :, 6:14, :8] = some[0, :, 6:14, :8]
         assert torch.equal(some, expected)
         (all_met, _) = TiledSteps(layout, region + 1)(executor, base, conds, x, sigma, options)
