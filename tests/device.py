@@ -1,8 +1,9 @@
 """What tests may expect of the device that ComfyUI computes on in this process.
 
 Laws are tested in exact arithmetic: float32 throughout, no TF32, attention as plain products, and
-kernels that give the same each time. The types that ComfyUI chooses itself are those of the tests of a whole server. What
-is tested in another type has the tolerance of that type, `golden_weights.rounding_limit`.
+kernels that give the same each time. The types that ComfyUI chooses itself are those of the tests
+of a whole server. What is tested in another type has the tolerance of that type,
+`golden_weights.rounding_limit`.
 """
 
 import os
