@@ -120,7 +120,9 @@ class PersonalizationBlock(IdentityBlock):
         """
         height = h.shape[2]
         z = self.to_bottleneck(rearrange(self.norm(h), "b c h w -> b (h w) c"))  # (B, HW, width)
-        memory = [self.text_to_key_value(self.text_norm(context))]  # (B, tokens, 2 width)
+        same = context.stride(0) == 0  # one text for all, as in a training
+        text = self.text_to_key_value(self.text_norm(context[:1] if same else context))
+        memory = [text.expand(len(z), -1, -1)]  # (B, tokens, 2 width)
         if self.tokens is not None:
             memory.append(self.tokens(z))
         if reference is not None:

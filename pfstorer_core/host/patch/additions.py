@@ -54,7 +54,9 @@ def _delta(h: Tensor, context: Tensor, part: Addition) -> Tensor:
     delta = part.block(h, context, part.reference)  # (B, C, H, W)
     if part.weight is not None:
         delta = delta * area_mean(part.weight, (h.shape[2], h.shape[3]))
-    return (part.strength * delta).to(h.dtype)
+    if isinstance(part.strength, Tensor) or part.strength != 1:
+        delta = part.strength * delta
+    return delta.to(h.dtype)
 
 
 @dataclass
