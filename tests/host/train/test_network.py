@@ -1,5 +1,6 @@
 """The networks that are trained are those that are sampled."""
 
+import copy
 from typing import Any
 
 import comfy.sample
@@ -18,6 +19,7 @@ from pfstorer_core.host.train.network import PersonalizedNetwork, cast_ahead
 from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.identities.config import PersonalizationConfig
 from pfstorer_core.restorers.base import BaseRestorer
+from pfstorer_core.training.capture import Captured
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +146,23 @@ def test_a_frozen_restorer_is_joined_once_and_gives_the_same(loaded) -> None:
         # what is trained is never kept
         network.adapter.block(network.adapter.sites[0]).out.weight.add_(1.0)
         assert not torch.allclose(network(*inputs), joined)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_captured_training_computes_the_same(loaded) -> None:
+    plain = network_of(loaded[0], random_adapter(loaded[0]).requires_grad_(True)).cuda()
+    captured = Captured(copy.deepcopy(plain), torch.float32)
+    for seed, referred in enumerate((False, True, False, True, True)):
+        noisy, lq_latent = latents(2, seed=seed).cuda(), latents(2, seed=seed + 10).cuda()
+        inputs = noisy, torch.tensor([5, 700]).cuda(), lq_latent
+        reference = latents(seed=seed + 20).cuda() if referred else None
+        gradients = []
+        for network in (plain, captured):
+            network.zero_grad(set_to_none=True)
+            network(*inputs, reference).square().mean().backward()
+            trained = (plain if network is plain else network.network).adapter
+            found = {n: p.grad for n, p in trained.named_parameters() if p.grad is not None}
+            gradients.append(found)
+        assert gradients[0].keys() == gradients[1].keys()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-6)
