@@ -15,6 +15,7 @@ from torchvision.utils import make_grid
 from ...restorers.base import BaseRestorer
 from ...restorers.stablesr.encoder import EncoderConfig
 from ...training.base import BaseTrainingConfig, restoration_objective, restore_latents
+from ...training.devices import own_accelerate_state
 from ...training.feed import PairFeed, PictureSource
 from ...training.loop import LoopConfig, Sampler, fit
 from ...training.pool import WeightedDegradations
@@ -101,7 +102,8 @@ def train_base_restorer(
     kind = schedule.config["prediction_type"]
     from accelerate import PartialState
 
-    processes = PartialState()
+    with own_accelerate_state():  # as the loop will find it
+        processes = PartialState()
     feed = PairFeed(
         [(1.0, pairs.source, pairs.degradations)],
         scaled_encoder(model, vae),

@@ -9,6 +9,7 @@ from typing import Any
 import comfy.model_management as mm
 import pytest
 import torch
+from comfy.cli_args import args
 from golden_weights import relative_l2
 from tiny_models import UNET, image, write_bundled
 from torch import Tensor, nn
@@ -195,7 +196,9 @@ def test_law_4_an_interrupted_run_goes_on_to_the_same_end(
     (kept,) = unfinished.parent.iterdir()
     assert kept.name.startswith("ada-"), "two unfinished people of one name stay apart"
     partial = IdentityAdapter.load(kept)
-    assert (partial.info.name, partial.info.steps, partial.info.photos) == ("Ada", step, 3)
+    done = partial.info.steps  # a GPU is asked for the steps now and then only
+    assert done == step or (args.cpu is False and step < done <= 4)
+    assert (partial.info.name, partial.info.photos) == ("Ada", 3)
     applied = host.apply_identity(loaded[0], partial)
     assert host.restore(applied, loaded[2], image(), steps=1).isfinite().all()
     if step > 1:  # at a learning rate of zero, the first step of a warm-up changes nothing
@@ -205,7 +208,7 @@ def test_law_4_an_interrupted_run_goes_on_to_the_same_end(
     adapter = train(loaded, photos, on_progress=rest.append, **places)
     assert same(adapter, whole[0])
     assert adapter.info == whole[0].info
-    assert steps_of(rest) == list(range(step + 1, 5))
+    assert steps_of(rest) == list(range(done + 1, 5))
     sheets = [[r.sheet for r in reports if r.sheet is not None] for reports in (rest, whole[1])]
     assert torch.equal(sheets[0][-1], sheets[1][-1]), "the loss curve goes on as well"
     assert not kept.exists()
