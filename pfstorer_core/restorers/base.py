@@ -233,8 +233,10 @@ class BaseRestorer(nn.Module, abc.ABC):
             sizes: further ones that the family has, such as StableSR's `hidden`.
         """
         info = RestorerInfo(name, prediction_type, config, license, bundled=None)
-        family = next(x for x in FAMILIES.values() if isinstance(config, x.config_type))
-        restorer = family.untrained(info, site_channels, **sizes)
+        families = [x for x in FAMILIES.values() if isinstance(config, x.config_type)]
+        if not families:
+            raise TypeError(f"no family of restorers is built from a {type(config).__name__}")
+        restorer = families[0].untrained(info, site_channels, **sizes)
         restorer.info = dataclasses.replace(info, fingerprint=fingerprint(restorer.weights()))
         return restorer
 

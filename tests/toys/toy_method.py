@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # In ComfyUI the plugin's modules have names that begin with its folder.
-CORE = next((name for name in sys.modules if name.endswith(".pfstorer_core")), "pfstorer_core")
+LOADED = [name for name in sys.modules if name.endswith(".pfstorer_core")]
+CORE = "pfstorer_core" if "pfstorer_core" in sys.modules else LOADED[0]
 base = importlib.import_module(f"{CORE}.identities.base")
 methods = importlib.import_module(f"{CORE}.identities.methods")
 

@@ -104,14 +104,15 @@ def train_base_restorer(
 
     with own_accelerate_state():  # as the loop will find it
         processes = PartialState()
+        device, process = processes.device, processes.process_index
     feed = PairFeed(
         [(1.0, pairs.source, pairs.degradations)],
         scaled_encoder(model, vae),
-        device=processes.device,
+        device=device,
         workers=pairs.workers,
         capacity=pairs.capacity,
         first=pairs.capacity // 10,
-        seed=training.loop.seed + processes.process_index,
+        seed=training.loop.seed + process,
     )
     shown = feed.shown(4)
     encoding = clip.encode_from_tokens_scheduled(clip.tokenize(""))[0][0]
