@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-# a layer -> its weight and bias, wherever the host keeps them, on the device that computes; to be
-# read at once
-WeightsOf = Callable[[nn.Module], tuple[Tensor, Tensor | None]]
+from ..weights.layers import WeightsOf
+
 # of what a block gives: a number, and a map (B or 1, 1, H or 1, W or 1)
 Factor = tuple[float, Tensor | None]
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from ..areas import area_mean
 from ..attention import attention
-from .base import IdentityBlock, Prepared, Shown, WeightsOf
+from ..weights.layers import WeightsOf
+from .base import IdentityBlock, Prepared, Shown
 from .config import PersonalizationConfig
 from .folded import fold_together
 

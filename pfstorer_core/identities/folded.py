@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from .base import Factor, Shown, WeightsOf
+    from ..weights.layers import WeightsOf
+    from .base import Factor, Shown
     from .block import PersonalizationBlock
 
 _PAD = 8  # columns beside the features, of which the first is constant; kernels want multiples of 8

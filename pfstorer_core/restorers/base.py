@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -15,14 +15,11 @@ from ..errors import PFStorerError
 from ..weights.checks import check_numbers, check_shapes, part_of
 from ..weights.described import named
 from ..weights.digests import fingerprint
+from ..weights.layers import WeightsOf
 from .checkpoints import bundled_state, infer_context_dim, other_kind, tensors_of
 from .info import RESTORER_FILE, RestorerInfo, info_of
 
 FIRST_FAMILY = "stablesr"  # of files that were written before families had names
-
-# a layer -> its weight and bias, wherever the host keeps them, on the device and in the type that
-# are computed in; to be read at once
-WeightsOf = Callable[[nn.Module], tuple[Tensor, Tensor | None]]
 
 
 class Modulation(Protocol):
@@ -303,14 +300,14 @@ def build_restorer(
     """Does what `BaseRestorer.from_state_dict` does, for a file of a name; with the same errors."""
     subject, tensors = source.subject, tensors_of(sd)
     described = RESTORER_FILE.read(source.metadata, subject, _parse)
-    families = list(FAMILIES.values()) if described is None else [described[0]]
-    family = next((family for family in families if family.select(tensors)), None)
+    families = FAMILIES.values() if described is None else (described[0],)
+    found = ((family, family.select(tensors)) for family in families)
+    family, given = next((x for x in found if x[1]), (None, {}))
     if family is None:
         raise PFStorerError(
             f"{subject} {other_kind(tensors)}; a restorer file of the StableSR family is needed, "
             "so choose another."
         )
-    given = family.select(tensors)
     try:
         info = described[1] if described else _inferred(family, given, tensors, source.name)
         expected = family.build(info, given, device="meta").weights()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +33,6 @@ VIEWS = ViewConfig(
     gamma=(0.88, 1.14),
     saturation=(0.9, 1.1),
 )
-
-
-class IdentityNetwork(Protocol):
-    """A restorer's UNet with an adapter in it, as `host` builds it; latents are (B, C, h, w)."""
-
-    def __call__(
-        self, noisy: Tensor, timesteps: Tensor, lq_latent: Tensor, reference: Tensor | None
-    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,6 @@ BY_DESIGN = {
     "pfstorer_core/training/autoencoder.py: decoder_objective",
     "pfstorer_core/training/feed.py: PairFeed.__init__",
 }
-# Limits, not licences: none may grow, and what is parted is struck off. Lines of a file, lines of a
-# function, parameters.
-STILL_TO_BE_PARTED: dict[str, int] = {}
 
 
 def functions(node: ast.AST, within: str = "") -> Iterator[tuple[str, ast.FunctionDef]]:
@@ -90,11 +87,9 @@ def offences(path: Path) -> dict[str, int]:
     return found
 
 
-def test_nothing_is_too_long_but_what_is_still_to_be_parted() -> None:
+def test_nothing_is_too_long() -> None:
     found = {what: size for path in FILES for what, size in offences(path).items()}
-    new = {w: n for w, n in found.items() if n > STILL_TO_BE_PARTED.get(w, 0)}
-    assert new == {}, "part these"
-    assert set(STILL_TO_BE_PARTED) - set(found) == set(), "these are short now: strike them off"
+    assert found == {}, "part these"
 
 
 def test_the_exceptions_by_design_are_there_and_long() -> None:

@@ -15,7 +15,7 @@ from .handlers import HANDLERS, check_host
 from .lq import LQCondition
 from .masks import IdentityMasks
 from .references import ReferenceMemory
-from .sampling import SAMPLING_KEY, SamplingScope
+from .sampling import SAMPLING, SamplingScope
 from .wrapper import RestorerWrapper, SampledRestorer
 
 
@@ -34,8 +34,8 @@ def patch_model(model_patcher: Any, restorer: BaseRestorer) -> Any:
     model = model_patcher.clone()
     model.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, RESTORER_KEY)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, RESTORER_KEY, SampledRestorer(restorer))
-    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, SAMPLING_KEY)
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SAMPLING_KEY, SamplingScope())
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, SAMPLING)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, SAMPLING, SamplingScope())
     patches = model.model_options["transformer_options"].get("patches", {}).get(PATCH, [])
     for handler in HANDLERS:
         if handler not in patches:

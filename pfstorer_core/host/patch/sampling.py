@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from ...restorers.base import BaseRestorer, Modulation
 from .ahead import AheadMemory
 
-SAMPLING = "pfstorer_sampling"
-SAMPLING_KEY = "pfstorer_sampling"
+SAMPLING = "pfstorer_sampling"  # of the memory in the options, and of what puts it there
 _MOST_TEXTS = 4  # those of both halves of guidance, in two sizes of tile batches
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ...site_names import module_name
 from ...weights.checks import part_of
-from ..base import BaseRestorer, Modulation, WeightsOf
+from ...weights.layers import WeightsOf
+from ..base import BaseRestorer, Modulation
 from ..info import RestorerInfo
 from .encoder import EncoderConfig, TimeAwareEncoder
 from .layouts import ENCODER_PREFIX, check_whole, infer_encoder, infer_sft, sft_prefix, split

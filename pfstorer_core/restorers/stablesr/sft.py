@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import WeightsOf
+from ...weights.layers import WeightsOf
 
 
 class SFTBlock(nn.Module):

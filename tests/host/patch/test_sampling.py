@@ -13,7 +13,7 @@ from tiny_models import latents, prompt, random_adapter
 
 from pfstorer_core import host
 from pfstorer_core.host.patch import sampling
-from pfstorer_core.host.patch.sampling import SAMPLING_KEY
+from pfstorer_core.host.patch.sampling import SAMPLING
 from pfstorer_core.identities.block import PersonalizationBlock
 from pfstorer_core.identities.config import PersonalizationConfig
 
@@ -21,7 +21,7 @@ from pfstorer_core.identities.config import PersonalizationConfig
 def plain(model: Any) -> Any:
     """A clone that keeps nothing between steps."""
     model = model.clone()
-    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, SAMPLING_KEY)
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, SAMPLING)
     return model
 
 
