@@ -1,0 +1,1 @@
+"""The people in a picture: where their heads are, and who is who."""
