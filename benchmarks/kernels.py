@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,7 +29,8 @@ def measure(quick: bool = False, compiled: bool = False) -> Section:
 
     Args:
         quick: fewer sizes.
-        compiled: compares with a compiled bare UNet too. Under a restorer none is compiled.
+        compiled: compares with weights that lie channels last, and with a compiled bare UNet, too.
+            Under a restorer none is compiled.
     """
     counts = count_steps()
     bare, restorer = counts["bare UNet"], counts[NAMES[0]]
@@ -58,7 +61,7 @@ def measure(quick: bool = False, compiled: bool = False) -> Section:
     if torch.cuda.is_available():
         text += "\n\n" + _times(quick)
         if compiled:
-            text += "\n\n" + _compiled()
+            text += "\n\n" + variants("cuda", DTYPES[0])
     return Section(TITLE, text)
 
 
@@ -72,7 +75,7 @@ def count_steps(small: bool = False) -> dict[str, float]:
         counts["bare UNet"] = launches(forward(networks, inputs, plain_options()))
         for people, name in zip(PEOPLE, NAMES, strict=True):
             sampling = steps_of(networks, inputs, networks.adapters[:people])
-            next(sampling)()  # what a sampling prepares once
+            _take(sampling)  # what a sampling prepares once
             counted = [launches(next(sampling)) for _ in range(STEPS)]
             counts[name] = sum(counted) / STEPS
     inputs = StepInputs.random(networks, 2, SIDE)
@@ -81,11 +84,9 @@ def count_steps(small: bool = False) -> dict[str, float]:
         lambda: forward(networks, inputs, plain_options())().mean().backward()
     )
     networks.freeze(networks.adapters[0])
-    options = training_options(networks, inputs)
-    launches(forward(networks, inputs, options))  # what a training prepares once
-    counts["training step"] = launches(
-        lambda: forward(networks, inputs, options)().mean().backward()
-    )
+    predict = training_forward(networks, inputs)
+    launches(predict)  # what a training prepares once
+    counts["training step"] = launches(lambda: predict().mean().backward())
     return counts
 
 
@@ -111,11 +112,14 @@ def steps_of(
         memory.ahead.forget()
 
 
-def training_options(networks: Networks, inputs: StepInputs) -> dict[str, Any]:
-    """Returns transformer options of a training of the first adapter."""
-    from pfstorer_core.host.patch.sampling import SamplingMemory
+def training_forward(networks: Networks, inputs: StepInputs) -> Callable[[], Tensor]:
+    """Returns a function that predicts as in a training of the first adapter."""
+    from pfstorer_core.host.train.network import PersonalizedNetwork
 
-    return networks.options(inputs, networks.adapters[:1], SamplingMemory())
+    network = PersonalizedNetwork(
+        networks.unet, networks.restorer, inputs.context[0], networks.adapters[0]
+    )
+    return lambda: network(inputs.x, inputs.timesteps, inputs.lq_latent)
 
 
 def _times(quick: bool) -> str:
@@ -144,23 +148,45 @@ def _times(quick: bool) -> str:
     return "Milliseconds of a guided step, tiles at once:\n\n" + table(header, rows)
 
 
-def _compiled() -> str:
-    networks = Networks.build("cuda", torch.float16)
-    networks.freeze()
-    inputs = StepInputs.random(networks, 2, SIDE, halves=2)
-    eager = forward(networks, inputs, plain_options())
-    unet = torch.compile(networks.unet)
+def variants(
+    device: str, dtype: torch.dtype, *, side: int = SIDE, small: bool = False, backend: str = ""
+) -> str:
+    """Times what a user may try for speed: another layout of the weights, and `torch.compile`.
 
-    def run() -> Tensor:
-        options = plain_options()
-        return unet(inputs.x, inputs.timesteps, inputs.context, transformer_options=options)
-
-    with torch.no_grad():
-        plain, fast = in_turns([timed(eager), timed(run)], REPEATS)
-    return (
-        f"TorchCompileModel leaves a MODEL with a restorer as it is. The bare UNet, float16, "
-        f"{SIDE} x {SIDE}, one tile: {1000 * plain:.1f} ms, compiled {1000 * fast:.1f} ms."
+    Args:
+        device, dtype: of the networks.
+        side: of the latent.
+        small: whether to take a smaller UNet.
+        backend: of `torch.compile`; its own if empty.
+    """
+    usual, last = (Networks.build(device, dtype, small=small) for _ in range(2))
+    for network in last.modules:
+        network.to(memory_format=torch.channels_last)
+    runs: dict[str, Callable[[], object]] = {}
+    for name, networks in (("", usual), (", channels last", last)):
+        networks.freeze()
+        inputs = StepInputs.random(networks, 2, side, halves=2)
+        runs[f"bare UNet{name}"] = forward(networks, inputs, plain_options())
+        sampling = steps_of(networks, inputs, networks.adapters)
+        runs[f"restorer and adapter{name}"] = functools.partial(_take, sampling)
+    compiled = dataclasses.replace(
+        usual, unet=torch.compile(usual.unet, backend=backend or "inductor")
     )
+    inputs = StepInputs.random(usual, 2, side, halves=2)
+    runs["bare UNet, compiled"] = forward(compiled, inputs, plain_options())
+    several = [timed(_repeated(run, STEPS)) for run in runs.values()]
+    with torch.no_grad():
+        seconds = in_turns(several, REPEATS)
+    rows = [[name, f"{1000 * s / STEPS:.1f}"] for name, s in zip(runs, seconds, strict=True)]
+    return (
+        f"Layout and compilation, {str(dtype).removeprefix('torch.')}, {side} x {side}, one tile. "
+        "TorchCompileModel leaves a MODEL with a restorer as it is, so that only the bare UNet is "
+        "compiled.\n\n" + table(["", "ms"], rows)
+    )
+
+
+def _take(sampling: Iterator[Callable[[], Tensor]]) -> Tensor:
+    return next(sampling)()
 
 
 def _time_steps(networks: Networks, inputs: StepInputs) -> list[float]:
@@ -172,8 +198,8 @@ def _time_steps(networks: Networks, inputs: StepInputs) -> list[float]:
     for people in PEOPLE:
         sampling = steps_of(networks, inputs, networks.adapters[:people])
         with torch.no_grad():
-            next(sampling)()
-        runs.append(timed(_repeated(lambda sampling=sampling: next(sampling)(), AHEAD)))
+            _take(sampling)
+        runs.append(timed(_repeated(functools.partial(_take, sampling), AHEAD)))
     with torch.no_grad():
         return [seconds / AHEAD for seconds in in_turns(runs, REPEATS)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ from ..weights.layers import WeightsOf
 
 # of what a block gives: a number, and a map (B or 1, 1, H or 1, W or 1)
 Factor = tuple[float, Tensor | None]
+# F (B, C, H, W) of a site to F + delta
+Personalized = Callable[[Tensor], Tensor]
 
 
 class BlockConfig(Protocol):
@@ -82,6 +84,23 @@ class IdentityBlock(nn.Module, abc.ABC):
                 each is asked for alone.
             weights_of: gives the weights, which may be copied and joined.
             dtype: of the features.
+        """
+        return None
+
+    @classmethod
+    def prepare_training(
+        cls, parts: Sequence[Shown], batch: int, dtype: torch.dtype
+    ) -> Sequence[Personalized] | None:
+        """Returns a faster form of the blocks of all sites, for one forward of a training.
+
+        It is differentiable with respect to features and weights. A method need not have one: None
+        leaves it at `forward`.
+
+        Args:
+            parts: the blocks of one person, with layers of `torch.nn`; all have the same text, of
+                one item, which holds for all.
+            batch: items of the forward.
+            dtype: of the features; the weights may be of another.
         """
         return None
 

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from ..areas import area_mean
 from ..attention import attention
 from ..weights.layers import WeightsOf
-from .base import IdentityBlock, Prepared, Shown
+from .base import IdentityBlock, Personalized, Prepared, Shown
 from .config import PersonalizationConfig
 from .folded import fold_together
+from .joined import join_blocks, waits_for_launches
 
 
 class Gamma(nn.Module):
@@ -147,6 +148,15 @@ class PersonalizationBlock(IdentityBlock):
     ) -> Prepared | None:
         """Returns the blocks multiplied out, see `folded.FoldedBlocks`."""
         return fold_together(parts, weights_of, dtype)
+
+    @classmethod
+    def prepare_training(
+        cls, parts: Sequence[Shown], batch: int, dtype: torch.dtype
+    ) -> Sequence[Personalized] | None:
+        """Returns the blocks with what they share computed once, see `joined.JoinedBlock`."""
+        if not waits_for_launches(parts[0].context.device):
+            return None
+        return join_blocks(parts, batch, dtype)
 
 
 def reference_tokens(features: Tensor, grid: int) -> Tensor:

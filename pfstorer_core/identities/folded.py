@@ -11,30 +11,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .folding import (
+    after_mlp,
+    after_norm,
+    attended_rows,
+    augmented,
+    keys_and_values,
+    memory,
+    unit,
+    with_constant,
+)
+
 if TYPE_CHECKING:
     from ..weights.layers import WeightsOf
     from .base import Factor, Shown
     from .block import PersonalizationBlock
 
-_PAD = 8  # columns beside the features, of which the first is constant; kernels want multiples of 8
 _CONSTANT = 10.0  # a unit of the MLP that is always so: large enough for gelu to leave it alone
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """One block's, multiplied out in float32; M tokens of text, identity and references.
+    """Those of n blocks, multiplied out in float32; M tokens of text, identity and references."""
 
-    A normalised row sums to zero, and to its length once 1 is added; so a constant added to a
-    column of the matrix that follows is a bias, and takes no operation of its own.
-    """
-
-    inner: Tensor  # (C, width): features to bottleneck
-    inner_bias: Tensor  # (1, width)
-    keys: Tensor  # (B, heads, M, width): queries multiplied in
-    values: Tensor  # (B, heads, M, d + pad); or multiplied by `attended`: (B, heads, M, width)
-    attended: Tensor  # (heads * (d + pad), width)
-    hidden: Tensor  # (width, hidden + pad)
-    outer: Tensor  # (C, width + hidden + pad): all that follows, and gamma
+    inner: Tensor  # (n, C, width): features to bottleneck
+    inner_bias: Tensor  # (n, 1, width)
+    keys: Tensor  # (n, B, heads, M, width): queries multiplied in
+    values: Tensor  # (n, B, heads, M, d + PAD); or multiplied by `attended`: (..., M, width)
+    attended: Tensor  # (n, heads * (d + PAD), width)
+    hidden: Tensor  # (n, width, hidden + PAD)
+    outer: Tensor  # (n, C, width + hidden + PAD): all that follows, and gamma
 
 
 class FoldedBlocks:
@@ -54,16 +60,13 @@ class FoldedBlocks:
         self._epsilons = block.norm.eps, block.query_norm.eps, block.mlp_norm.eps
         self._dtype = dtype
         self._fused = fused_attention_works(parts[0].context.device, dtype)
-        folded = [_fold(part, weights_of, self._fused) for part in parts]
-
-        def together(name: str) -> Tensor:
-            return torch.stack([getattr(x, name) for x in folded]).to(dtype)  # (n, ...)
-
-        self._inner = [x.inner.to(dtype) for x in folded]
-        self._inner_bias = [x.inner_bias.to(dtype) for x in folded]
-        self._outer = [x.outer.to(dtype) for x in folded]
-        self._keys, self._values = together("keys").flatten(0, 1), together("values").flatten(0, 1)
-        self._attended, self._hidden = together("attended"), together("hidden")
+        folded = _fold(parts, weights_of, self._fused)
+        self._inner = folded.inner.to(dtype).unbind()
+        self._inner_bias = folded.inner_bias.to(dtype).unbind()
+        self._outer = folded.outer.to(dtype).unbind()
+        self._keys = folded.keys.to(dtype).flatten(0, 1)
+        self._values = folded.values.to(dtype).flatten(0, 1)
+        self._attended, self._hidden = folded.attended.to(dtype), folded.hidden.to(dtype)
         self._ones = torch.ones_like(self._inner_bias[0][0])  # (width,)
 
     def __call__(self, h: Tensor, into: Tensor, factors: Sequence[Factor]) -> Tensor:
@@ -121,97 +124,51 @@ class FoldedBlocks:
 def fold_together(
     parts: Sequence[Shown], weights_of: WeightsOf, dtype: torch.dtype
 ) -> FoldedBlocks | None:
-    """Returns the blocks of several people as one, or None if their sizes differ."""
+    """Returns the blocks of several people as one, or None if their sizes or texts differ."""
     sizes = set()
     for part in parts:
         block: Any = part.block
         shown = None if part.reference is None else part.reference.shape
-        sizes.add((block.config, part.context.shape, shown))
+        sizes.add((block.config, id(part.context), shown))
     return FoldedBlocks(parts, weights_of, dtype) if len(sizes) == 1 else None
 
 
-def _fold(part: Shown, weights_of: WeightsOf, fused: bool) -> _Weights:
-    block: Any = part.block
-    tensors = {name: _read(weights_of, layer) for name, layer in block.named_children()}
+def _fold(parts: Sequence[Shown], weights_of: WeightsOf, fused: bool) -> _Weights:
+    blocks: list[Any] = [part.block for part in parts]
+    heads = blocks[0].heads
 
-    def linear(name: str) -> tuple[Tensor, Tensor]:
-        weight, bias = tensors[name]
-        assert bias is not None
-        return weight, bias
+    def of(name: str) -> tuple[Tensor, ...]:
+        pairs = [_read(weights_of, getattr(block, name)) for block in blocks]
+        return tuple(torch.stack(x) for x in zip(*pairs, strict=True))
 
-    def after_norm(norm: str, layer: str) -> tuple[Tensor, Tensor]:
-        """A layer with the norm's own weights in it: (out, in), (out,)."""
-        (scale, shift), (weight, bias) = linear(norm), linear(layer)
-        return weight * scale, bias + weight @ shift
-
-    keys, values = _tokens(part, tensors)  # (B, heads, M, d) each
-    batch, heads, count, size = values.shape
-    width = heads * size
-    query, query_bias = after_norm("query_norm", "to_query")
-    keys = keys * size**-0.5
-    folded = keys @ query.unflatten(0, (heads, size))  # (B, heads, M, width)
-    bias = keys @ query_bias.view(heads, size, 1)  # (B, heads, M, 1)
-    inner, inner_bias = after_norm("norm", "to_bottleneck")
-    attended, attended_bias = linear("attended")
-    rows = attended.T.unflatten(0, (heads, size))  # (heads, d, width)
-    constant = attended_bias.expand(heads, 1, -1) / heads
-    pad = rows.new_zeros(heads, _PAD - 1, width)
-    rows = torch.cat([rows, constant, pad], 1)  # (heads, d + pad, width)
-    ones = torch.cat([values.new_ones(batch, heads, count, 1)], -1)
-    values = torch.cat([values, ones, values.new_zeros(batch, heads, count, _PAD - 1)], -1)
-    attended = rows.flatten(0, 1)
+    (scale, shift), (inner, bias) = of("norm"), of("to_bottleneck")
+    query = after_norm(*of("to_query"), *of("query_norm"))
+    constant = unit(query)
+    attended = attended_rows(heads, constant, *of("attended"))
+    query = query * blocks[0].config.head_dim ** -0.5
+    keys, values = keys_and_values(memory(parts, of), query, heads)
+    values = with_constant(values, constant)
     if not fused:
-        values, attended = values @ rows, torch.eye(width, device=rows.device)
-    hidden, hidden_bias = after_norm("mlp_norm", "mlp_in")
-    unit = hidden.new_zeros(_PAD)
-    unit[0] = _CONSTANT
-    hidden = torch.cat([hidden, hidden.new_zeros(_PAD, width)])
-    (last, last_bias), (out, out_bias) = linear("mlp_out"), linear("out")
-    rest = out.new_zeros(len(out), _PAD)
-    rest[:, 0] = (out @ last_bias + out_bias) / _CONSTANT
-    outer = torch.cat([out, out @ last, rest], 1) * tensors["gamma"][0][:, None]
+        values = values @ attended.unflatten(1, (heads, -1))[:, None]
+        attended = torch.eye(query.shape[-1], device=query.device).expand_as(query)
+    hidden = after_norm(*of("mlp_in"), *of("mlp_norm"))  # (n, hidden, width)
+    width = hidden.shape[-1]
+    always = (constant * _CONSTANT / width)[:, None].expand(len(hidden), -1, width)
+    mlp = after_mlp(constant / _CONSTANT, *of("mlp_out"))
     return _Weights(
-        inner.T,
-        inner_bias[None],
-        _with_bias(folded, bias),
+        (inner * scale[:, None]).mT,
+        torch.baddbmm(bias[..., None], inner, shift[..., None]).mT,
+        keys,
         values,
         attended,
-        _with_bias(hidden, torch.cat([hidden_bias, unit])[:, None]).T,
-        outer,
+        torch.cat([hidden, always], 1).mT,
+        torch.bmm(augmented(*of("gamma"), *of("out")), mlp),
     )
 
 
-def _tokens(part: Shown, tensors: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Keys and values of text, identity and references: (B, heads, M, d) each."""
-    block: Any = part.block
-
-    def shown(x: Tensor, norm: str, layer: str) -> Tensor:
-        scale, shift = tensors[norm]
-        weight, bias = tensors[layer]
-        normed = F.layer_norm(x.float(), x.shape[-1:], scale, shift, getattr(block, norm).eps)
-        return F.linear(normed, weight, bias)
-
-    memory = [shown(part.context, "text_norm", "text_to_key_value")]  # (B, tokens, 2 width)
-    batch = len(part.context)
-    if block.tokens is not None:
-        memory.append(tensors["tokens"][0].expand(batch, -1, -1))
-    if part.reference is not None:
-        found = shown(part.reference, "reference_norm", "reference_to_key_value")
-        memory.append(found.expand(batch, -1, -1))
-    both = torch.cat(memory, 1).unflatten(2, (2, block.heads, -1))  # (B, M, 2, heads, d)
-    key, value = both.permute(2, 0, 3, 1, 4)
-    return key, value
-
-
-def _with_bias(rows: Tensor, bias: Tensor) -> Tensor:
-    """Rows (..., width) and a bias (..., 1) for what is normalised to sum to `width`."""
-    return rows - rows.mean(-1, keepdim=True) + bias / rows.shape[-1]
-
-
-def _read(weights_of: WeightsOf, layer: Any) -> tuple[Tensor, Tensor | None]:
-    weight, bias = weights_of(layer)
+def _read(weights_of: WeightsOf, layer: Any) -> list[Tensor]:
     # copies, because the next layer's may take their place
-    return weight.float().clone(), None if bias is None else bias.float().clone()
+    return [x.float().clone() for x in weights_of(layer) if x is not None]
 
 
 def _gelu_into(x: Tensor, out: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,26 @@ from torch import Tensor, nn
 from ..lack_of_memory import lacks_memory
 
 log = logging.getLogger(__name__)
+
+
+# Replaces a module's forward by a replay of it, for inputs like those given
+Capture = Callable[[nn.Module, tuple[Tensor, ...]], object]
+
+
+class CudaGraphs:
+    """Captures modules as CUDA graphs that share memory.
+
+    They may, because each one's backward ends before another begins.
+    """
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, module: nn.Module, samples: tuple[Tensor, ...]) -> None:
+        """Captures forward and backward of a module."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True, pool=self._pool)
 
 
 class Captured(nn.Module):
@@ -22,23 +43,27 @@ class Captured(nn.Module):
     where a graph finds no memory, the network runs as usual.
 
     Args:
-        network: on a CUDA device; takes tensors and None, and gives a tensor.
+        network: takes tensors and None, and gives a tensor; on a CUDA device for `CudaGraphs`.
         precision: type that it computes in, under autocast.
+        capture: how to capture.
     """
 
-    def __init__(self, network: nn.Module, precision: torch.dtype) -> None:
+    def __init__(
+        self, network: nn.Module, precision: torch.dtype, capture: Capture | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self._precision = precision
         self._variants: dict[tuple[bool, ...], _Variant] = {}
-        self._pool: Any = None
+        self._capture = capture or CudaGraphs()
         self._too_small = False
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
         """Runs the network; float32 comes out."""
         enabled = self._precision != torch.float32
         # cached casts would be made outside the graph and freed under it
-        with torch.autocast("cuda", self._precision, enabled=enabled, cache_enabled=False):
+        kind = next(self.network.parameters()).device.type
+        with torch.autocast(kind, self._precision, enabled=enabled, cache_enabled=False):
             if self.network.training and not self._too_small:
                 given = [x for x in inputs if x is not None]
                 variant = self._variant(tuple(x is not None for x in inputs), given)
@@ -52,13 +77,8 @@ class Captured(nn.Module):
         if kind not in self._variants:
             variant = _Variant(self.network, kind)
             samples = tuple(x.detach().clone() for x in given)
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
             try:
-                # Graphs may share memory because each one's backward ends before another begins.
-                torch.cuda.make_graphed_callables(
-                    variant, samples, allow_unused_input=True, pool=self._pool
-                )
+                self._capture(variant, samples)
             except RuntimeError as error:
                 if not lacks_memory(error):
                     raise

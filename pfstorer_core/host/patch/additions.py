@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ...areas import area_mean
 from ...errors import PFStorerError
-from ...identities.base import Factor, IdentityBlock, Prepared, Shown
+from ...identities.base import Factor, IdentityBlock, Personalized, Prepared, Shown
 from .applied import AppliedIdentity
 from .masks import GAMMA_COND, MASK_COND, TEXT_COND
 from .references import references_by_site
-from .sampling import SamplingMemory, weights_on
+from .sampling import SamplingMemory, computing_type, weights_on
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,51 @@ class KeptAdditions:
         if key not in self._maps:
             self._maps[key] = area_mean(weight, (h.shape[2], h.shape[3]))
         return self._maps[key]
+
+
+@dataclass(frozen=True)
+class TrainedAdditions:
+    """Adds what one identity in training gives in one forward, all its blocks prepared at once.
+
+    Args:
+        context: (B, tokens, width) text embedding of the forward.
+        dtype: of the features.
+        prepared: what gives F + delta, by block.
+    """
+
+    context: Tensor
+    dtype: torch.dtype
+    prepared: Mapping[IdentityBlock, Personalized]
+
+    def add(self, h: Tensor, context: Tensor, parts: Sequence[Addition]) -> Tensor:
+        """Returns what `add_identities` gives, which it leaves to it where nothing is prepared."""
+        changed = context is not self.context or len(context) != len(h) or h.dtype != self.dtype
+        if changed or len(parts) != 1:
+            return add_identities(h, context, parts)
+        return self.prepared[parts[0].block](h)
+
+
+def trained_additions(
+    added: Mapping[str, Sequence[Addition]], x: Tensor, context: Tensor
+) -> TrainedAdditions | None:
+    """Prepares one identity in training for one forward, or None where `add_identities` must do.
+
+    Args:
+        added: by site, as `additions` collects them.
+        x: (B, C, h, w) noisy latents.
+        context: (B, tokens, width) text embedding of the forward.
+    """
+    parts = [part for parts in added.values() for part in parts]
+    alone = len(parts) == len(added) and all(x.weight is None and x.strength == 1 for x in parts)
+    if not parts or not alone or context.stride(0) != 0 or not torch.is_grad_enabled():
+        return None
+    shown = [Shown(part.block, context[:1], part.reference) for part in parts]
+    dtype = computing_type(x)
+    found = type(parts[0].block).prepare_training(shown, len(x), dtype)
+    if found is None:
+        return None
+    blocks = [part.block for part in parts]
+    return TrainedAdditions(context, dtype, dict(zip(blocks, found, strict=True)))
 
 
 def additions(

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ...errors import PFStorerError
 from ...restorers.base import BaseRestorer, Modulation
 from ..sites import PATCH
-from .additions import Addition, KeptAdditions, add_identities
+from .additions import Addition, KeptAdditions, TrainedAdditions, add_identities
 
 FORWARD = "pfstorer_forward"
 
@@ -28,7 +28,7 @@ class ForwardState:
 
     restorer: BaseRestorer
     checkpoint: bool
-    kept: KeptAdditions | None = None
+    kept: KeptAdditions | TrainedAdditions | None = None
     modulation: Modulation | None = None
     shared: dict[Any, Tensor] = field(default_factory=dict)
     embedding: tuple[Tensor, Tensor] | None = None

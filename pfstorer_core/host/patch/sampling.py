@@ -40,9 +40,7 @@ class SamplingMemory:
 
         None where it has none, or where it is being trained.
         """
-        kind, dtype = x.device.type, x.dtype
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
+        dtype = computing_type(x)
         key = id(restorer), x.device, dtype
         if key not in self._modulations:
             trained = any(p.requires_grad for p in restorer.parameters())
@@ -90,6 +88,14 @@ class SamplingScope:
         options = executor.class_obj.model_options.setdefault("transformer_options", {})
         options[SAMPLING] = SamplingMemory()
         return executor(*args, **kwargs)
+
+
+def computing_type(x: Tensor) -> torch.dtype:
+    """Returns the type that layers compute in for features like x: its own, or autocast's."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
 
 
 def weights_on(

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import PFStorerError
 from ...restorers.base import BaseRestorer
 from ..sites import BLOCK_LAYERS, PATCH, find_sft_sites
-from .additions import KeptAdditions, additions
+from .additions import KeptAdditions, additions, trained_additions
 from .applied import AppliedIdentity
 from .handlers import FORWARD, HANDLERS, ForwardState
 from .lq import LQ_COND, STEP, StepFeatures, check_latent_size
@@ -88,6 +88,8 @@ class RestorerWrapper:
             state.modulation = memory.modulation(self.restorer, levels, x)
         if sampling is not None and context is not None:
             state.kept = KeptAdditions(sampling, context)
+        elif context is not None:
+            state.kept = trained_additions(added, x, context)
         for site in self.restorer.sites:
             layer = unet.get_submodule(site)
             state.features[layer], state.sites[layer] = features[levels[site]], site

@@ -69,10 +69,26 @@ class SFTBlock(nn.Module):
 
 def modulated(normed: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Returns normed * scale + shift; normed: (k * B, C, H, W), the others (B, C, H, W)."""
-    if len(normed) == len(scale):
-        return torch.addcmul(shift, normed, scale)
     blocks = normed.unflatten(0, (-1, len(scale)))  # (k, B, C, H, W)
-    return torch.addcmul(shift, blocks, scale).flatten(0, 1)
+    if normed.requires_grad and not (scale.requires_grad or shift.requires_grad):
+        found: Tensor = _FrozenModulation.apply(blocks, scale, shift)
+    else:
+        found = torch.addcmul(shift, blocks, scale)
+    return found.flatten(0, 1)
+
+
+class _FrozenModulation(torch.autograd.Function):
+    """`addcmul` whose backward pass is one product, where PyTorch's own multiplies twice."""
+
+    @staticmethod
+    def forward(ctx: Any, normed: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return torch.addcmul(shift, normed, scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return gradient * scale, None, None
 
 
 @dataclass(frozen=True)

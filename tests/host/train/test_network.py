@@ -1,11 +1,13 @@
 """The networks that are trained are those that are sampled."""
 
 import copy
+import sys
 from typing import Any
 
 import comfy.sample
 import pytest
 import torch
+from setup_host import REPO
 from tiny_models import TOKENS, latents, random_adapter, write_bundled
 from torch import Tensor
 
@@ -16,10 +18,14 @@ from pfstorer_core.host.patch.bare_unet import restorer_options
 from pfstorer_core.host.patch.sampling import SamplingMemory
 from pfstorer_core.host.train.from_model import trainable_unet
 from pfstorer_core.host.train.network import PersonalizedNetwork, cast_ahead
+from pfstorer_core.identities import block
 from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.identities.config import PersonalizationConfig
 from pfstorer_core.restorers.base import BaseRestorer
 from pfstorer_core.training.capture import Captured
+
+sys.path.append(str(REPO / "benchmarks"))
+from counting import LaunchCounter
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +152,58 @@ def test_a_frozen_restorer_is_joined_once_and_gives_the_same(loaded) -> None:
         # what is trained is never kept
         network.adapter.block(network.adapter.sites[0]).out.weight.add_(1.0)
         assert not torch.allclose(network(*inputs), joined)
+
+
+@pytest.mark.parametrize(
+    ("precision", "referred", "checkpoint"),
+    [("no", False, False), ("no", True, True), ("bf16", True, False), ("fp16", False, True)],
+)
+def test_joined_blocks_train_as_the_blocks_do(
+    loaded, monkeypatch: pytest.MonkeyPatch, checkpoint: bool, referred: bool, precision: str
+) -> None:
+    """The same prediction and gradients, from the operations that a GPU starts."""
+    device = next(network_of(loaded[0], random_adapter(loaded[0])).parameters()).device.type
+    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    inputs = latents(2), torch.tensor([5, 700]), latents(2, seed=1)
+    reference = latents(seed=2) if referred else None
+    found, started = [], []
+    for waits in (False, True):
+        monkeypatch.setattr(block, "waits_for_launches", lambda device, waits=waits: waits)
+        adapter = random_adapter(loaded[0]).requires_grad_(True)
+        network = network_of(loaded[0], adapter, checkpoint=checkpoint)
+        for frozen in (network.unet, network.restorer):
+            cast_ahead(frozen, precision)
+        with LaunchCounter() as counter:
+            with torch.autocast(device, dtype, enabled=precision != "no"):
+                out = network(*inputs, reference).float()
+        # as a scaler does, so that gradients in half precision do not vanish
+        (2.0**10 * out.square().mean()).backward()
+        named = {name: p.grad for name, p in adapter.named_parameters() if p.grad is not None}
+        found.append({"prediction": out.detach()} | named)
+        started.append(counter.total)
+    plain, joined = found
+    assert joined.keys() == plain.keys() and len(plain) > 20
+    limit = {"no": 1e-4, "bf16": 0.1, "fp16": 0.02}[precision]
+    # what a norm that follows takes away again has gradients of rounding alone
+    least = 1e-2 * max(float(x.norm()) for x in plain.values())
+    for name, expected in plain.items():
+        error = float((joined[name] - expected).norm())
+        assert error < limit * max(least, float(expected.norm())), name
+    assert started[1] != started[0], "other operations"
+
+
+def test_an_untrained_adapter_leaves_the_first_step_as_it_is(
+    loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, with joined blocks and without."""
+    monkeypatch.setattr(block, "waits_for_launches", lambda device: True)
+    adapter = IdentityAdapter.initialise(random_adapter(loaded[0]).info)
+    network = network_of(loaded[0], adapter)
+    inputs = latents(2), torch.tensor([5, 700]), latents(2, seed=1)
+    joined = network(*inputs)
+    assert joined.requires_grad
+    with torch.no_grad():
+        assert torch.equal(network(*inputs), joined)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

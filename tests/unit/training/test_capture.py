@@ -8,7 +8,7 @@ from torch import nn
 
 from pfstorer_core.training.capture import Captured
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 def network() -> nn.Module:
@@ -16,6 +16,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 8)).cuda()
 
 
+@needs_cuda
 def test_replays_compute_loss_and_gradients():
     captured, plain = Captured(network(), torch.float32), network()
     for seed in range(3):  # the first call captures
@@ -31,6 +32,7 @@ def test_replays_compute_loss_and_gradients():
                     weight -= 0.1 * weight.grad  # the graph reads the weights anew
 
 
+@needs_cuda
 def test_other_shapes_run_in_evaluation_mode():
     captured = Captured(network(), torch.float32)
     captured(torch.randn(4, 8, device="cuda")).sum().backward()
@@ -53,6 +55,7 @@ class Optional(nn.Module):
         return x if other is None else x + self.second(other)
 
 
+@needs_cuda
 @pytest.mark.parametrize("order", [(0, 1, 0, 1), (1, 1, 0, 0, 1)])
 def test_an_input_may_lack(order: tuple[int, ...]):
     torch.manual_seed(0)
@@ -68,3 +71,60 @@ def test_an_input_may_lack(order: tuple[int, ...]):
             assert (a.grad is None) is (b.grad is None)
             if a.grad is not None:
                 torch.testing.assert_close(a.grad, b.grad)
+
+
+class ScarceMemory:
+    """Captures as many modules as there is memory for; a module runs on as it is."""
+
+    def __init__(self, room: int, error: RuntimeError) -> None:
+        self.left, self.error = room, error
+        self.calls = 0
+
+    def __call__(self, module: nn.Module, samples: tuple[torch.Tensor, ...]) -> None:
+        self.calls += 1
+        if self.left == 0:
+            raise self.error
+        self.left -= 1
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_where_memory_lacks_a_training_goes_on_uncaptured(
+    room: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From the first graph on, or from the second, and it is tried no more."""
+    torch.manual_seed(0)
+    plain = Optional()
+    capture = ScarceMemory(room, torch.OutOfMemoryError("CUDA out of memory."))
+    captured = Captured(copy.deepcopy(plain), torch.float32, capture)
+    for seed, there in enumerate((0, 1, 0, 1)):
+        torch.manual_seed(seed)
+        x, other = torch.randn(2, 4, 8)
+        for model in (plain, captured):
+            model.zero_grad(set_to_none=True)
+            model(x, other if there else None).square().mean().backward()
+        for a, b in zip(captured.parameters(), plain.parameters(), strict=True):
+            assert (a.grad is None) is (b.grad is None)
+            if a.grad is not None:
+                torch.testing.assert_close(a.grad, b.grad)
+    assert capture.calls == room + 1
+    assert [r.message for r in caplog.records] == [
+        "Too little GPU memory to capture the training; it goes on uncaptured."
+    ]
+    assert not captured._variants, "graphs keep memory"
+
+
+def test_what_is_no_lack_of_memory_is_raised() -> None:
+    captured = Captured(Optional(), torch.float32, ScarceMemory(0, RuntimeError("illegal access")))
+    with pytest.raises(RuntimeError, match="illegal access"):
+        captured(torch.randn(4, 8), None)
+
+
+def test_it_is_captured_once_for_each_kind_of_call() -> None:
+    capture = ScarceMemory(2, RuntimeError("a third"))
+    captured = Captured(Optional(), torch.float32, capture)
+    x = torch.randn(4, 8)
+    for inputs in ((x, None), (x, x), (x, None), (x, x)):
+        captured(*inputs)
+    captured.eval()
+    captured(x, None)
+    assert capture.calls == 2
