@@ -2,9 +2,11 @@
 
 from .degrade import Degrade
 from .demo import DemoAlbum, DemoGroup, DemoPortrait
+from .find_people import FindPeople
 from .identity import ApplyPersonalization, LoadIdentity, SaveIdentity
 from .load import LoadBaseRestorer, LoadCFWDecoder
 from .measure import Compare
+from .people import MatchPeople, RestorePeople
 from .restore import ConditionOnLQ, TiledRestore
 from .train import TrainIdentityAdapter
 
@@ -17,6 +19,9 @@ NODES = [
     SaveIdentity,
     LoadIdentity,
     ApplyPersonalization,
+    FindPeople,
+    MatchPeople,
+    RestorePeople,
     Compare,
     Degrade,
     DemoPortrait,

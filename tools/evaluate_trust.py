@@ -241,7 +241,7 @@ def guard(trial: Trial) -> str:
         f"above one of somebody else.\n\n{markdown_table(names, now)}\n"
         "AUC by the sigma of the noise:\n\n"
         f"{markdown_table(['sigma', *trial.strengths], by_sigma)}\n"
-        "For `pfstorer_core/host/restoring/person_check.py`, with the levels of "
+        "For `pfstorer_core/host/restoring/likeness.py` and `person_check.py`, with the levels of "
         f"`_CLEAN, _EXTREME = {trial.clean_detail:.1f}, {trial.extreme_detail:.1f}`:\n\n"
         f"```\nSIGMA = {best:g}\n"
         f"_LEVELS, _LIMITS = {_pair(between)}, {_pair(ends)}\n```\n\n"

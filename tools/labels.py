@@ -63,10 +63,10 @@ def node_labels(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inputs(groups: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yields path, name and options of all inputs, those of a dynamic combo's options as well."""
+    """Yields path, shown name and options of all inputs, and of a dynamic combo's options."""
     for group in ("required", "optional"):
         for name, (kind, *options) in groups.get(group, {}).items():
-            yield f"{prefix}{name}", name, options[0]
+            yield f"{prefix}{name}", options[0].get("display_name") or name, options[0]
             if kind == "COMFY_DYNAMICCOMBO_V3":
                 for option in options[0]["options"]:
                     yield from _inputs(option["inputs"], f"{prefix}{name}.")

@@ -24,6 +24,7 @@ from setup_host import REPO, find_comfyui
 TEMPLATES = REPO / "example_workflows"
 QUALITY = 88  # of the JPEG
 PORTRAIT = 256  # px: side of a portrait
+FAMILY = 640  # px: width of the family photo
 CORNER, PART = (2 * 144 + 8, 3 * 144 + 8), (440, 582)  # px: 3 x 4 portraits of the album page
 
 
@@ -62,6 +63,18 @@ def train_identity(folder: Path) -> Image.Image:
     return scaled(opened(folder, "training_report"), 768)
 
 
+def family_photo(folder: Path) -> Image.Image:
+    """LQ, restored and good, one below the other, and the numbered heads above."""
+    rows = [opened(folder, name) for name in ("restore_people", "side_by_side")]
+    rows = [scaled(row, FAMILY) for row in rows]
+    page = Image.new("RGB", (FAMILY, sum(row.height for row in rows)))
+    top = 0
+    for row in rows:
+        page.paste(row, (0, top))
+        top += row.height
+    return page
+
+
 def group_photo(folder: Path) -> Image.Image:
     """LQ, base and personalized, one below the other."""
     page = opened(folder, "side_by_side")
@@ -91,6 +104,7 @@ DRAWN: dict[str, Callable[[Path], Image.Image]] = {
         measure,
         train_identity,
         personalized_restore,
+        family_photo,
         group_photo,
         tiled_4k,
     )

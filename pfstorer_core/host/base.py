@@ -34,7 +34,7 @@ class Base:
         prediction_type: "epsilon" or "v_prediction"; None for others, which cannot be trained on.
         sigmas: (T,) its noise schedule.
         portraits_only: whether it knows nothing but faces of the trained size.
-        checks_persons: whether the limits of `person_check` were measured with it.
+        checks_persons: whether `person_check` knows how adapters of it score that do not remember.
         empty_prompt: CONDITIONING of the empty prompt; None where the checkpoint has no CLIP.
         unet_digests: see `sites.unet_digests`.
     """

@@ -95,8 +95,9 @@ class TrainingProgress:
     """Where a training stands.
 
     Args:
-        stage: "views" while the photos are prepared, then "training".
-        done: views or steps done.
+        stage: "views" while the photos are prepared, then "training", then "likeness" while it is
+            measured how the person looks to the restorer.
+        done: views, steps or batches done.
         total: of so many.
         loss: of the last step; None before.
         seconds_left: estimate; None where there is none yet.
@@ -158,6 +159,8 @@ class NodeProgress:
 def _line(progress: TrainingProgress) -> str:
     if progress.stage == "views":
         return f"Preparing views of the photos: {progress.done} of {progress.total}"
+    if progress.stage == "likeness":
+        return f"Comparing the person with strangers: {progress.done} of {progress.total}"
     line = f"Step {progress.done} of {progress.total}"
     if progress.loss is not None:
         line += f", loss {progress.loss:.4f}"

@@ -20,6 +20,7 @@ from ..weights.described import DescribedKind, named
 from ..weights.reading import read_weights
 from ..weights.writing import write_safetensors
 from .base import IdentityBlock
+from .likeness import LikenessScale
 from .methods import METHODS, PFSTORER
 
 ADAPTER_FILE = DescribedKind("pfstorer_identity", version=1)
@@ -44,6 +45,8 @@ class AdapterInfo:
         training: settings of the training, plain values.
         unet_digest: see `host.sites.unet_digests`; empty where it is not known.
         method: name of the method in `methods.METHODS`.
+        likeness: how like the person's photos and strangers look to the base; None where it was
+            not measured.
     """
 
     name: str
@@ -58,6 +61,7 @@ class AdapterInfo:
     training: dict[str, Any] = field(default_factory=dict)
     unet_digest: str = ""
     method: str = PFSTORER
+    likeness: LikenessScale | None = None
 
 
 class IdentityAdapter(nn.Module):
@@ -177,7 +181,10 @@ def _parse(values: dict[str, Any]) -> AdapterInfo:
     # Files of the first version name no method.
     method = named(METHODS, values.get("method", PFSTORER), "method of personalization")
     config = method.config(**values.pop("config"))
-    info = AdapterInfo(**values, config=config)
+    likeness = values.pop("likeness", None)
+    if likeness is not None:
+        likeness = LikenessScale(**{key: float(value) for key, value in likeness.items()})
+    info = AdapterInfo(**values, config=config, likeness=likeness)
     sites = info.site_channels
     texts = (info.name, info.base_name, info.base_fingerprint, info.date, info.unet_digest)
     numbers = (info.context_dim, info.photos, info.steps, *sites.values())

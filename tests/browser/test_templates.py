@@ -11,7 +11,7 @@ from pfstorer_core.degradation.second_order import degrade
 from pfstorer_core.drawn.portraits import portrait_set
 
 TEMPLATES = sorted(path.stem for path in (REPO / "example_workflows").glob("*.json"))
-TRAINING = ["group_photo", "personalized_restore", "train_identity"]
+TRAINING = ["family_photo", "group_photo", "personalized_restore", "train_identity"]
 TRAIN, RESTORE = "PFStorerTrainIdentityAdapter", "PFStorerTiledRestore"
 FEW = {"steps": 24, "views_per_photo": 2, "preview_every": 8}
 SMALLER = {  # by template, node type and widget: what else would take minutes
@@ -24,6 +24,7 @@ SMALLER = {  # by template, node type and widget: what else would take minutes
 REPORTS = {  # by template: node with a report and what it says
     "measure": ("Compare Restorations", ["restored", "references among themselves"]),
     "tiled_4k": ("Tiled Restore", ["1024 x ", " tiles of "]),
+    "family_photo": ("Restore People", ["3 people found", "Head 1 | Anna "]),
     "group_photo": (
         "Restore with the adapters",
         ["Identity 1 (person 1), gamma 1: mask of ", "Identity 2 (person 2), gamma 1: mask of "],

@@ -19,8 +19,10 @@ NEEDED = (
     "requirements.txt",
     "docs/mini_restorer.md",  # the licence and origin of the bundled weights
     "docs/mini_embedding.md",
+    "docs/head_detector.md",
     "pfstorer_core/assets/mini_restorer.safetensors",
     "pfstorer_core/assets/mini_embedding.safetensors",
+    "pfstorer_core/assets/head_detector.safetensors",
 )
 COMMANDS = ("demo", "restore_person", "run_workflow", "setup_host", "train_base")  # README's
 BARE = ("scripts.", "tools.", "tests.", "example_workflows.api.")  # imported without a folder

@@ -17,7 +17,9 @@ WRAPPED = "executor"  # first parameter of what ComfyUI calls in place of one of
 LAYER = {"dtype", "device", "operations"}  # all three, as ComfyUI's layers take them
 # Public functions of few parameters that must be given, and others that may.
 BY_DESIGN = {
+    "pfstorer_core/host/people/evidence.py: match_people",
     "pfstorer_core/host/patch/apply_identity.py: apply_identity",
+    "pfstorer_core/host/people/personalize.py: personalize_people",
     "pfstorer_core/host/restoring/restore.py: restore",
     "pfstorer_core/host/train/identity.py: train_identity",
     "pfstorer_core/measures/comparison.py: compare",

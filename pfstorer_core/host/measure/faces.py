@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
@@ -38,8 +39,43 @@ def face_points() -> Callable[[Tensor], list[Tensor]] | None:
 
     Returns:
         It gives the points (5, 2) of each face as `face_crops.aligned_face` takes them, the largest
-        face first. None where this ComfyUI has no such nodes or their model does not lie in its
-        folder `models/detection`. Nothing is downloaded.
+        face first. None where there is no `face_landmarks`.
+    """
+    find_landmarks = face_landmarks()
+    if find_landmarks is None:
+        return None
+
+    def find_points(photo: Tensor) -> list[Tensor]:
+        faces = sorted((face.points for face in find_landmarks(photo)), key=_area, reverse=True)
+        return [five_points(face) for face in faces]
+
+    return find_points
+
+
+def five_points(landmarks: Tensor) -> Tensor:
+    """Returns the points (5, 2) of MediaPipe's landmarks (478, 2) that `face_crops` wants."""
+    return torch.stack([landmarks[list(part)].mean(0) for part in POINTS])
+
+
+@dataclass(frozen=True)
+class FaceLandmarks:
+    """MediaPipe's landmarks of one face.
+
+    Args:
+        points: (478, 2), x and y in pixels of the photo.
+        score: in [0, 1], how sure the detector is.
+    """
+
+    points: Tensor
+    score: float
+
+
+def face_landmarks() -> Callable[[Tensor], list[FaceLandmarks]] | None:
+    """Returns a function that finds the faces of a photo (3, H, W) in [0, 1].
+
+    Returns:
+        None where this ComfyUI has no such nodes or their model does not lie in its folder
+        `models/detection`. Nothing is downloaded.
     """
     try:
         from comfy_extras.nodes_mediapipe import (
@@ -52,7 +88,7 @@ def face_points() -> Callable[[Tensor], list[Tensor]] | None:
     if name is None:
         return None
 
-    def find_points(photo: Tensor) -> list[Tensor]:
+    def find_landmarks(photo: Tensor) -> list[FaceLandmarks]:
         # ComfyUI moves weights about in place, which inference mode alone allows at any time.
         with torch.inference_mode():
             landmarks = MediaPipeFaceLandmarker.execute(
@@ -63,20 +99,21 @@ def face_points() -> Callable[[Tensor], list[Tensor]] | None:
                 min_confidence=CONFIDENCE,
                 missing_frame_fallback="empty",
             ).args[0]
-        faces = [torch.as_tensor(face["landmarks_xy"]) for face in landmarks["frames"][0]]
-        faces.sort(key=_area, reverse=True)
-        # a tensor of its own, which may take part in anything
-        return [torch.stack([face[list(part)].mean(0) for part in POINTS]) for face in faces]
+        return [
+            # tensors of their own, which may take part in anything
+            FaceLandmarks(torch.as_tensor(face["landmarks_xy"]), float(face["score"]))
+            for face in landmarks["frames"][0]
+        ]
 
     try:
         with torch.inference_mode():
             detector = LoadMediaPipeFaceLandmarker.execute(model_name=name).args[0]
-        find_points(torch.zeros(3, 64, 64))
+        find_landmarks(torch.zeros(3, 64, 64))
     # A check that is only a help must not stop a training, however the nodes may change.
     except Exception as error:
         logger.warning("Faces are not looked for: '%s' cannot be used (%r)", name, error)
         return None
-    return find_points
+    return find_landmarks
 
 
 def _area(points: Tensor) -> float:

@@ -47,7 +47,7 @@ def prepared(given: Inputs, settings: RestoreSettings, report: RestoreReport) ->
     if any(identity.strength == AUTO for identity in identities):
         model = choose_gammas(model, resize_bicubic(rgb, sizes[0]))
         identities = restorer_wrapper(model).identities
-    if settings.check_person and identities and base.checks_persons:
+    if settings.check_person and identities:
         report.status("looking whose face it is")
         report.add(map(str, check_persons(model, given.vae, rgb)))
     report.add(compile_note(model))

@@ -40,7 +40,7 @@ class RestoreSettings:
         encoder_interval: evaluations of the model that share the encoder's features; 1 is exact.
         check_person: whether the report tells if a picture probably shows somebody else than the
             identities; costs four evaluations of a picture of the trained size for each identity.
-            Only with restorers for which it is calibrated, see `person_check`.
+            Only with adapters that remember how their person looks, and with the mini restorer.
     """
 
     steps: int = _setting(20, min=1, max=1000)

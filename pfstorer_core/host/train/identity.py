@@ -26,6 +26,7 @@ from ...training.pool import LatentPool
 from ...training.runs import Run, check_folders, run_key
 from ..measure.faces import face_finder
 from ..memory import lack_of_memory_told
+from .likeness import likeness_scale
 from .network import PersonalizedNetwork, personalized_network
 from .preview import preview_sampler
 from .progress import LossHistory, StepReports, Told, TrainingProgress
@@ -85,7 +86,11 @@ def train_identity(
             network = personalized_network(setup, name, len(pictures))
             run = Run(folder, unfinished, run_key(network.adapter.info, pictures, config))
             _train(network, pool, setup, run, sheet, told)
-        return _finished(network.adapter, config.steps)
+        adapter = _finished(network.adapter, config.steps)
+        del network  # makes room
+        scale = likeness_scale(setup, adapter, pictures, told)
+        adapter.info = dataclasses.replace(adapter.info, likeness=scale)
+        return adapter
 
 
 def _train(

@@ -19,6 +19,7 @@ from pfstorer_core.identities.adapter import (
     IdentityAdapter,
 )
 from pfstorer_core.identities.config import PersonalizationConfig
+from pfstorer_core.identities.likeness import LikenessScale
 
 SITES = {"input_blocks.1.0": 32, "middle_block.2": 64, "output_blocks.0.1": 64}
 INFO = AdapterInfo(
@@ -106,6 +107,7 @@ def test_the_description_is_plain_json_of_known_fields(path: Path) -> None:
         "training",
         "unet_digest",
         "method",
+        "likeness",
     }
     assert values["method"] == "pfstorer"
     assert values["config"] == dataclasses.asdict(INFO.config)
@@ -114,6 +116,38 @@ def test_the_description_is_plain_json_of_known_fields(path: Path) -> None:
     assert {key.split(".")[1] for key in adapter().state_dict()} == {
         site.replace(".", "_") for site in SITES
     }
+
+
+def test_what_is_usual_for_the_person_is_kept(tmp_path: Path) -> None:
+    scale = LikenessScale(own=0.7488, strangers=-0.0284)
+    adapter(dataclasses.replace(INFO, likeness=scale)).save(tmp_path / "a.safetensors")
+    assert IdentityAdapter.load(tmp_path / "a.safetensors").info.likeness == scale
+    relative = scale.relative(torch.tensor([0.7488, -0.0284, 0.3602]))
+    torch.testing.assert_close(relative, torch.tensor([1.0, 0.0, 0.5]))
+
+
+def test_files_without_it_are_older(path: Path) -> None:
+    rewrite(path, likeness=...)
+    assert IdentityAdapter.load(path).info.likeness is None
+
+
+@pytest.mark.parametrize(
+    "likeness",
+    [
+        {"own": 0.5},
+        {"own": 0.5, "strangers": 0.5},
+        {"own": float("nan"), "strangers": 0.0},
+        {"own": 1e9, "strangers": 0.0},
+        {"own": "x", "strangers": 0.0},
+        {"own": 0.5, "strangers": 0.0, "more": 1.0},
+        [0.5, 0.0],
+        3,
+    ],
+)
+def test_what_cannot_be_usual_is_refused(path: Path, likeness: Any) -> None:
+    rewrite(path, likeness=likeness)
+    with pytest.raises(PFStorerError, match=r"'zoe.safetensors'"):
+        IdentityAdapter.load(path)
 
 
 def test_the_adapter_answers_for_its_sites() -> None:

@@ -1,0 +1,137 @@
+"""Whose heads they are: what the restorer and a face recognition network say of each adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...degradation.inputs import checked_pictures
+from ...errors import PFStorerError
+from ...identities.adapter import IdentityAdapter
+from ...people.found import FoundHead
+from ...people.matching import Match, match, match_table, parse_choices
+from ..base import base_of
+from ..feedback import RestoreReport
+from ..measure.judge import Judge
+from ..patch.applied import check_identity_fit
+from ..patch.apply_identity import apply_identity
+from ..patch.model import restorer_wrapper, set_identities
+from ..restoring.likeness import Likeness
+from ..restoring.person_check import head_picture, scale_of
+from .recognition import recognised
+
+# Logistic regression on photos of four real people, medium and extreme, and of strangers: nats for
+# the relative likeness and a constant; and where there are other adapters, for how far the likeness
+# is above their mean, which takes out what all adapters know of such a photo.
+_ALONE = (17.4, -5.5)
+_AMONG = (10.1, 14.8, -5.0)
+
+
+def match_people(
+    model: Any,
+    vae: Any,
+    image: Tensor,
+    heads: Sequence[FoundHead],
+    adapters: Sequence[IdentityAdapter],
+    *,
+    choices: str = "",
+    first: int = 1,
+    judge: Judge | None = None,
+    photos: Sequence[Sequence[Tensor]] = (),
+    report: RestoreReport | None = None,
+) -> list[Match]:
+    """Returns whose each head of a picture is, at most one head for each adapter.
+
+    Args:
+        model: MODEL of `load_base_restorer`, which all adapters were trained on.
+        vae: its VAE.
+        image: (1, 3, H, W) in [0, 1], as it is before the restoration.
+        heads: of the picture.
+        adapters: of people who may be in it.
+        choices: what the user knows better, see `people.matching.parse_choices`.
+        first: number of the first of these heads, in choices and report.
+        judge: a face recognition network, whose word is added; None does without.
+        photos: of each adapter's person (3, H, W) in [0, 1], for the network; none for who has
+            none. They are not kept.
+        report: gets the table of heads and adapters, and what is doubtful.
+
+    Raises:
+        PFStorerError: choices that cannot be read, an adapter of another base, or one of which it
+            is not known how its person looks to this base.
+        InterruptProcessingException: the user stopped the prompt.
+    """
+    if len(photos) not in (0, len(adapters)):
+        raise PFStorerError(
+            f"There are photos of {len(photos)} people for {len(adapters)} adapters; give photos "
+            "for each adapter, in their order."
+        )
+    names = [adapter.info.name or "unnamed" for adapter in adapters]
+    chosen = parse_choices(choices, names, len(heads), first)
+    image = checked_pictures(image)
+    evidence = torch.full((len(heads), len(adapters)), torch.nan)
+    asked = [k for k in range(len(heads)) if k not in chosen]
+    if asked and adapters:
+        shown = [heads[k] for k in asked]
+        evidence[asked] = evidence_of(likenesses(model, vae, image, shown, adapters))
+        if judge is not None and photos:
+            evidence[asked] += recognised(judge, photos, image, shown)
+    found = match(evidence, chosen)
+    if report is not None:
+        report.add(match_table(found, names, first))
+    return found
+
+
+def evidence_of(likeness: Tensor) -> Tensor:
+    """Returns log-likelihood ratios (F, A), in nats, for relative likenesses (F, A).
+
+    They say "this adapter's person" against "somebody else".
+    """
+    others = (~likeness.isnan()).sum(1, keepdim=True) - 1
+    mean = (likeness.nansum(1, keepdim=True) - likeness) / others.clamp(min=1)
+    among = _AMONG[0] * likeness + _AMONG[1] * (likeness - mean) + _AMONG[2]
+    return torch.where(others > 0, among, _ALONE[0] * likeness + _ALONE[1])
+
+
+@torch.no_grad()
+def likenesses(
+    model: Any,
+    vae: Any,
+    image: Tensor,
+    heads: Sequence[FoundHead],
+    adapters: Sequence[IdentityAdapter],
+) -> Tensor:
+    """Returns how like the heads of an image (1, 3, H, W) are to the adapters' people, (F, A).
+
+    0 is strangers, 1 the photos of the training; NaN where memory is too short for one head, and
+    for adapters that change nothing.
+
+    Raises:
+        PFStorerError: see `match_people`.
+    """
+    base = base_of(model)
+    scales = []
+    for adapter in adapters:
+        scales.append(scale := scale_of(adapter.info, base))
+        if scale is None:
+            raise PFStorerError(
+                f"Identity adapter '{adapter.info.name}' does not know how its person looks to "
+                f"restorer '{base.info.name}', because it was trained before PFStorer measured "
+                "it; train it again, or say who is who yourself."
+            )
+        check_identity_fit(model.model.diffusion_model, adapter, base)
+    plain = set_identities(model, [])
+    faces = torch.cat([head_picture(image, head, base.trained_size) for head in heads])
+    bar = comfy.utils.ProgressBar(len(adapters))
+    looking = Likeness(model, vae, faces, on_batch=mm.throw_exception_if_processing_interrupted)
+    columns = []
+    for adapter, scale in zip(adapters, scales, strict=True):
+        (identity,) = restorer_wrapper(apply_identity(plain, adapter)).identities
+        assert scale is not None
+        columns.append(scale.relative(looking.of(identity)))
+        bar.update(1)
+    return torch.stack(columns, 1)
