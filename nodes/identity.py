@@ -119,6 +119,7 @@ class ApplyPersonalization(io.ComfyNode):
                 Identity.Input("adapter", tooltip=ADAPTER_TOOLTIP),
                 io.Float.Input(
                     "gamma",
+                    display_name="how strongly",
                     default=1.0,
                     min=0.0,
                     max=2.0,

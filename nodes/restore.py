@@ -88,6 +88,7 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "longest_side",
+                    display_name="longest side",
                     default=0,
                     min=0,
                     max=16384,
@@ -102,24 +103,28 @@ class TiledRestore(io.ComfyNode):
                 io.Int.Input(
                     "steps",
                     **limits_of("steps"),
+                    advanced=True,
                     tooltip="Sampling steps. More add detail, fewer stay closer to the input.",
                 ),
                 io.Float.Input(
                     "cfg",
                     **limits_of("cfg"),
                     step=0.1,
+                    advanced=True,
                     tooltip="Guidance towards the positive prompt; 1 is none and twice as fast.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     **limits_of("sampler_name"),
                     options=samplers.SAMPLERS,
+                    advanced=True,
                     tooltip="ComfyUI's sampling algorithm; any works.",
                 ),
                 io.Combo.Input(
                     "scheduler",
                     **limits_of("scheduler"),
                     options=samplers.SCHEDULERS,
+                    advanced=True,
                     tooltip="How the noise falls over the steps; any works.",
                 ),
                 io.Float.Input(
@@ -141,6 +146,7 @@ class TiledRestore(io.ComfyNode):
                 io.Combo.Input(
                     "color_fix",
                     **limits_of("color_fix"),
+                    advanced=True,
                     tooltip=(
                         "How the output gets the input's colours: 'wavelet' follows local colour, "
                         "'adain' shifts the picture as a whole."
@@ -148,6 +154,7 @@ class TiledRestore(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "masked_only",
+                    display_name="only in masks",
                     **limits_of("masked_only"),
                     optional=True,
                     tooltip=(

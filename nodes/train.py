@@ -48,6 +48,7 @@ class TrainIdentityAdapter(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="VAE of Load Base Restorer."),
                 io.Image.Input(
                     "photos",
+                    display_name="photos of the person",
                     tooltip=(
                         "Sharp photos of one person: a batch, or a list of different sizes (Load "
                         "Image (from Folder)). Different poses, light and days are best; the face "

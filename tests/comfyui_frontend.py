@@ -44,6 +44,59 @@ SET_WIDGETS = """([type, values]) => {
     return nodes.length;
 }"""
 
+# The place of a widget on the canvas, in pixels of the page.
+PLACE_OF_WIDGET = """([title, name]) => {
+    const node = app.graph._nodes.find(n => n.title === title);
+    const widget = node.widgets.find(w => w.name === name);
+    const at = [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10];
+    const [x, y] = app.canvas.ds.convertOffsetToCanvas(at);
+    const frame = app.canvasEl.getBoundingClientRect();
+    return [x + frame.left, y + frame.top];
+}"""
+SET_PICTURE = """async ([bytes, name, title]) => {
+    const body = new FormData();
+    body.append("image", new File([Uint8Array.from(bytes)], name, {type: "image/png"}));
+    const answer = await app.api.fetchApi("/upload/image", {method: "POST", body});
+    const stored = (await answer.json()).name;
+    const node = app.graph._nodes.find(n => n.title === title);
+    const widget = node.widgets.find(w => w.name === "image");
+    widget.value = stored;
+    widget.callback?.(stored);
+}"""
+# As the node library does; Load Image gives the photos, Save Image takes the result.
+PLACE_BLUEPRINT = """async ([name, values]) => {
+    const get = async path => (await app.api.fetchApi(path)).json();
+    const listed = Object.entries(await get("/global_subgraphs"));
+    const [id] = listed.find(([, entry]) => entry.name === name);
+    const blueprint = JSON.parse((await get(`/global_subgraphs/${id}`)).data);
+    app.graph.clear();
+    const items = {nodes: blueprint.nodes, subgraphs: blueprint.definitions.subgraphs};
+    const {nodes} = app.canvas._deserializeItems(items, {position: [400, 100]});
+    const [placed] = nodes.values();
+    for (const [type, chosen] of Object.entries(values))
+        for (const [key, value] of Object.entries(chosen)) {
+            const inner = placed.subgraph.nodes.find(n => n.type === type).widgets;
+            const named = widget => widget.name === key;
+            (placed.widgets.find(named) ?? inner.find(named)).value = value;
+        }
+    const add = (type, x, title) => {
+        const node = LiteGraph.createNode(type);
+        node.pos = [x, 100];
+        node.title = title;
+        app.graph.add(node);
+        return node;
+    };
+    const sources = {
+        image: add("LoadImage", 0, "The photo to restore"),
+        photos: add("LoadImage", 0, "Photo 1 of the person"),
+    };
+    sources.photos.pos[1] = 500;
+    placed.inputs.forEach((input, k) => sources[input.name]?.connect(0, placed, k));
+    if (!placed.inputs.some(input => input.name === "photos")) app.graph.remove(sources.photos);
+    placed.connect(0, add("SaveImage", 900, "Result"), 0);
+    return placed.inputs.map(input => input.name);
+}"""
+
 DROP = """async ([bytes, name]) => {
     const type = `image/${name.split(".").at(-1)}`;
     const files = new DataTransfer();
@@ -94,6 +147,28 @@ LABELS = """() => {
     return {title: node.title, inputs};
 }"""
 
+ALONE = """type => {
+    app.graph.clear();
+    const node = LiteGraph.createNode(type);
+    node.pos = [300, 200];
+    app.graph.add(node);
+    app.canvas.ds.reset();
+    app.canvas.setDirty(true, true);
+}"""
+DRAWN = """() => {
+    const [node] = app.graph._nodes;
+    return LiteGraph.vueNodesMode
+        ? !!document.querySelector(`[data-node-id="${node.id}"]`)
+        : app.canvas.visible_nodes?.includes(node);
+}"""
+# What is seen of the only node's widgets. Vue draws them as elements, the canvas does not.
+WIDGETS_SEEN = """() => {
+    const [node] = app.graph._nodes;
+    return LiteGraph.vueNodesMode
+        ? document.querySelectorAll(`[data-node-id="${node.id}"] .lg-node-widget`).length
+        : (node.widgets ?? []).filter(w => node.isWidgetVisible(w)).length;
+}"""
+
 
 class Frontend:
     """ComfyUI's page in the browser.
@@ -120,6 +195,23 @@ class Frontend:
         self.page.wait_for_function("app.graph._nodes.length > 0")
         dialog.wait_for(state="hidden")
 
+    def place_blueprint(self, name: str, values: dict[str, dict[str, Any]]) -> list[str]:
+        """Puts a blueprint on an empty canvas, with nodes for its pictures around it.
+
+        Args:
+            name: of the blueprint.
+            values: of the widgets inside it, by the node's type.
+
+        Returns:
+            The names of its inputs.
+        """
+        inputs: list[str] = self.page.evaluate(PLACE_BLUEPRINT, [name, values])
+        return inputs
+
+    def toggle_app(self) -> None:
+        """Turns the workflow into an app, or back."""
+        self.page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+
     def missing_nodes(self) -> list[str]:
         """Returns the types of the nodes that the frontend does not know."""
         types: list[str] = self.page.evaluate(
@@ -135,6 +227,15 @@ class Frontend:
         """Drops a picture file on the page and waits for the Load Image node that shows it."""
         self.page.evaluate(DROP, [list(path.read_bytes()), path.name])
         self.wait_for_images("LoadImage")
+
+    def press_widget(self, title: str, name: str) -> None:
+        """Clicks on a widget of a node on the canvas, as a user does."""
+        x, y = self.page.evaluate(PLACE_OF_WIDGET, [title, name])
+        self.page.mouse.click(x, y)
+
+    def give_picture(self, title: str, path: Path) -> None:
+        """Uploads a picture file and chooses it in the Load Image node of a title."""
+        self.page.evaluate(SET_PICTURE, [list(path.read_bytes()), path.name, title])
 
     def connect(self, node_type: str, title: str, input_name: str) -> None:
         """Connects the first output of the first node of a type with an input of a titled node."""
@@ -172,8 +273,8 @@ class Frontend:
         self.start()
         self.wait(timeout)
 
-    def start(self) -> None:
-        """Presses the run button."""
+    def start(self, app: bool = False) -> None:
+        """Presses the run button of the graph, or of the app."""
         self.page.evaluate(
             """() => {
                 window.pfstorerRun = null;
@@ -182,7 +283,9 @@ class Frontend:
                         end, e => window.pfstorerRun = {end, detail: e.detail}, {once: true});
             }"""
         )
-        self.page.get_by_test_id("queue-button").click()
+        form = self.page.get_by_test_id("linear-run-button")
+        button = form.get_by_role("button", name="Run", exact=True)
+        (button if app else self.page.get_by_test_id("queue-button")).click()
 
     def wait(self, timeout: float = 300) -> None:
         """Waits until the workflow that was started has succeeded; see `run`."""
@@ -194,6 +297,15 @@ class Frontend:
         assert not refused, json.dumps(refused)
         run = self.page.evaluate("window.pfstorerRun")
         assert run["end"] == "execution_success", json.dumps(run)
+
+    def failed(self, timeout: float = 300) -> dict[str, Any]:
+        """Presses the run button and returns what ComfyUI says of the node that failed."""
+        self.start()
+        self.page.wait_for_function("window.pfstorerRun", timeout=timeout * 1000)
+        run = self.page.evaluate("window.pfstorerRun")
+        assert run["end"] == "execution_error", json.dumps(run)
+        detail: dict[str, Any] = run["detail"]
+        return detail
 
     def wait_for_images(self, node_type: str = "SaveImage", timeout: float = 60) -> None:
         """Waits until all nodes of one type show their pictures, loaded completely.
@@ -226,6 +338,27 @@ class Frontend:
         """Returns the `title` of the only node and the labels of its `inputs` by name."""
         shown: dict[str, Any] = self.page.evaluate(LABELS)
         return shown
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Opens a workflow, as from a file."""
+        self.page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+
+    def prompt(self) -> dict[str, Any]:
+        """Returns what the workflow is for the API."""
+        prompt: dict[str, Any] = self.page.evaluate(
+            "async () => (await app.graphToPrompt()).output"
+        )
+        return prompt
+
+    def put_alone(self, node_type: str) -> None:
+        """Clears the graph, puts a node on it and waits until it is drawn."""
+        self.page.evaluate(ALONE, node_type)
+        self.page.wait_for_function(DRAWN, timeout=30_000)
+
+    def widgets_seen(self) -> int:
+        """Returns how many widgets of the only node are in view."""
+        seen: int = self.page.evaluate(WIDGETS_SEEN)
+        return seen
 
     def screenshot(self, path: Path) -> None:
         """Saves a picture of the page with the whole graph in view."""

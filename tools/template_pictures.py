@@ -1,7 +1,7 @@
-"""Runs the templates as they lie and makes their pictures in the template browser.
+"""Makes the templates' pictures in the template browser: before and after.
 
     python tools/template_pictures.py                          # all
-    python tools/template_pictures.py --only restore_photo     # some
+    python tools/template_pictures.py --only "1 Restore a photo"    # some
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one). Pictures that lie in RUNS/TEMPLATE
 already are not made again.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import repository  # noqa: F401
@@ -23,73 +23,66 @@ from setup_host import REPO, find_comfyui
 
 TEMPLATES = REPO / "example_workflows"
 QUALITY = 88  # of the JPEG
-PORTRAIT = 256  # px: side of a portrait
-FAMILY = 640  # px: width of the family photo
-CORNER, PART = (2 * 144 + 8, 3 * 144 + 8), (440, 582)  # px: 3 x 4 portraits of the album page
+SIDE = 448  # px
+PHOTO = REPO / "docs" / "images" / "astronaut.jpg"
+# px: places in it, before and after
+WHOLE = ((8, 36, 308, 336), (316, 36, 616, 336))
+HEADS = ((8, 362, 308, 662), (316, 362, 616, 662))
 
 
-def in_row(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Puts pictures of one height side by side."""
-    row = Image.new("RGB", (sum(p.width for p in pictures), pictures[0].height))
-    x = 0
-    for picture in pictures:
-        row.paste(picture, (x, 0))
-        x += picture.width
-    return row
-
-
-def scaled(picture: Image.Image, width: int) -> Image.Image:
-    """Scales a picture to a width."""
-    return picture.resize((width, round(picture.height * width / picture.width)), Image.LANCZOS)
-
-
-def restore_photo(folder: Path) -> Image.Image:
-    """LQ, restored, clean."""
-    names = ("low_quality", "restored", "clean_for_comparison")
-    return in_row([scaled(opened(folder, name), PORTRAIT) for name in names])
-
-
-def personalized_restore(folder: Path) -> Image.Image:
-    """LQ, base, personalized and clean of two portraits."""
-    rows = [scaled(opened(folder, n), 4 * PORTRAIT) for n in ("side_by_side", "side_by_side_2")]
-    page = Image.new("RGB", (rows[0].width, 2 * PORTRAIT))
-    for number, row in enumerate(rows):
-        page.paste(row, (0, number * PORTRAIT))
+def halves(before: Image.Image, after: Image.Image) -> Image.Image:
+    """Puts the middle halves of two pictures of one size beside each other, in a square."""
+    page = Image.new("RGB", (SIDE, SIDE))
+    for x, picture in ((0, before), (SIDE // 2, after)):
+        square = picture.resize((SIDE, SIDE), Image.LANCZOS)
+        page.paste(square.crop((SIDE // 4, 0, SIDE * 3 // 4, SIDE)), (x, 0))
     return page
 
 
-def train_identity(folder: Path) -> Image.Image:
-    """The training report."""
-    return scaled(opened(folder, "training_report"), 768)
+def restore_a_photo(folder: Path) -> Image.Image:
+    """The head of the photo in README, before and after."""
+    picture = Image.open(PHOTO).convert("RGB")
+    return halves(*(picture.crop(box) for box in HEADS))
+
+
+def enlarge(folder: Path) -> Image.Image:
+    """The photo in README, before and after."""
+    picture = Image.open(PHOTO).convert("RGB")
+    return halves(*(picture.crop(box) for box in WHOLE))
+
+
+def restore_a_person(folder: Path) -> Image.Image:
+    """LQ and personalized of a drawn person."""
+    row = opened(folder, "side_by_side")
+    side = row.height
+    return halves(row.crop((0, 0, side, side)), row.crop((2 * side, 0, 3 * side, side)))
 
 
 def family_photo(folder: Path) -> Image.Image:
-    """LQ, restored and good, one below the other, and the numbered heads above."""
-    rows = [opened(folder, name) for name in ("restore_people", "side_by_side")]
-    rows = [scaled(row, FAMILY) for row in rows]
-    page = Image.new("RGB", (FAMILY, sum(row.height for row in rows)))
-    top = 0
-    for row in rows:
-        page.paste(row, (0, top))
-        top += row.height
+    """LQ and restored group photo, one below the other, in a square."""
+    rows = opened(folder, "family_side_by_side")
+    rows = rows.crop((0, 0, rows.width, rows.height * 2 // 3))
+    page = Image.new("RGB", (SIDE, SIDE), "#202024")
+    height = SIDE * rows.height // rows.width
+    page.paste(rows.resize((SIDE, height), Image.LANCZOS), (0, (SIDE - height) // 2))
     return page
 
 
-def group_photo(folder: Path) -> Image.Image:
-    """LQ, base and personalized, one below the other."""
-    page = opened(folder, "side_by_side")
-    return scaled(page.crop((0, 0, page.width, page.height * 3 // 4)), 800)
+def train_once(folder: Path) -> Image.Image:
+    """The curve and the pictures of a training."""
+    report = opened(folder, "training_report")
+    page = Image.new("RGB", (SIDE, SIDE), "#202024")
+    page.paste(report.resize((SIDE, SIDE * report.height // report.width)), (0, SIDE // 4))
+    return page
 
 
 def measure(folder: Path) -> Image.Image:
-    """The comparison's sheet."""
-    return opened(folder, "side_by_side")
-
-
-def tiled_4k(folder: Path) -> Image.Image:
-    """A part of the page, only scaled and restored."""
-    box = (*CORNER, CORNER[0] + PART[0], CORNER[1] + PART[1])
-    return in_row([opened(folder, n).crop(box) for n in ("only_scaled_for_comparison", "restored")])
+    """The first row of the comparison's sheet, in a square."""
+    sheet = opened(folder, "side_by_side")
+    page = Image.new("RGB", (SIDE, SIDE), "white")
+    row = sheet.crop((0, 0, sheet.width, sheet.height // 2))
+    page.paste(row.resize((SIDE, SIDE * row.height // row.width)), (0, SIDE // 4))
+    return page
 
 
 def opened(folder: Path, name: str) -> Image.Image:
@@ -97,17 +90,14 @@ def opened(folder: Path, name: str) -> Image.Image:
     return Image.open(folder / f"{name}.png").convert("RGB")
 
 
-DRAWN: dict[str, Callable[[Path], Image.Image]] = {
-    draw.__name__: draw
-    for draw in (
-        restore_photo,
-        measure,
-        train_identity,
-        personalized_restore,
-        family_photo,
-        group_photo,
-        tiled_4k,
-    )
+# By template: the API prompt whose pictures it takes, if any, and what draws it.
+DRAWN: dict[str, tuple[str | None, Callable[[Path], Image.Image]]] = {
+    "1 Restore a photo": (None, restore_a_photo),
+    "2 Restore a person": ("personalized_restore", restore_a_person),
+    "3 Train once, use often": ("train_identity", train_once),
+    "4 Family photo": ("family_photo", family_photo),
+    "5 Enlarge 4x to 20x": (None, enlarge),
+    "6 Is it the person - measure": ("measure", measure),
 }
 
 
@@ -125,15 +115,17 @@ def main() -> None:
     if comfyui is None:
         parser.error("no ComfyUI found; run scripts/setup_host.py or set COMFYUI_PATH")
     for name in options.only:
-        folder = options.runs / name
-        if not any(folder.glob("*.png")):
-            prompt = json.loads((TEMPLATES / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        prompt_name, draw = DRAWN[name]
+        folder = options.runs / (prompt_name or name)
+        if prompt_name and not any(folder.glob("*.png")):
+            path = TEMPLATES / "api" / f"{prompt_name}.json"
+            prompt = json.loads(path.read_text(encoding="utf-8"))
             try:
                 run_workflow(prompt, folder, comfyui)
             except ComfyUIError as failure:
                 sys.exit(f"error: {failure}")
         path = options.out / f"{name}.jpg"
-        DRAWN[name](folder).save(path, "JPEG", quality=QUALITY, optimize=True)
+        draw(folder).save(path, "JPEG", quality=QUALITY, optimize=True)
         print(f"{path}: {path.stat().st_size} bytes", flush=True)
 
 

@@ -32,12 +32,13 @@ class RestoreReport:
         self._node_id = None if node_id is None else str(node_id)
         self._pass = ""
         self._step, self._steps = 0, 0
-        self._shown = 0.0
+        self._shown = self._began = 0.0
 
     def begin(self, number: int, passes: int, steps: int) -> None:
         """Notes that a pass of so many begins."""
         self._pass = f"Pass {number} of {passes}, " if passes > 1 else ""
         self._step, self._steps = 0, steps
+        self._began = time.monotonic()
 
     def end(self) -> None:
         """Notes that the last pass is over."""
@@ -62,13 +63,19 @@ class RestoreReport:
         """Notes the steps that are done."""
         self._step = done
         if done < self._steps:
-            self.status(f"step {done + 1} of {self._steps}")
+            self.status(f"step {done + 1} of {self._steps}{self._left(done)}")
 
     def tiles(self, done: int, total: int) -> None:
         """Shows the tiles of the step that are done."""
         if time.monotonic() - self._shown > _PAUSE:
             step = min(self._step + 1, self._steps)
-            self.status(f"step {step} of {self._steps}, tile {done} of {total}")
+            left = self._left(step - 1 + done / total)
+            self.status(f"step {step} of {self._steps}, tile {done} of {total}{left}")
+
+    def _left(self, steps: float) -> str:
+        """Says how long the rest of the pass takes, after so many steps of it."""
+        seconds = (time.monotonic() - self._began) * (self._steps / steps - 1) if steps else 0.0
+        return f", {_clock(seconds)} left" if seconds >= 1 else ""
 
     def _show(self, status: str) -> None:
         self._shown = time.monotonic()
@@ -165,6 +172,10 @@ def _line(progress: TrainingProgress) -> str:
     if progress.loss is not None:
         line += f", loss {progress.loss:.4f}"
     if progress.seconds_left is not None:
-        minutes, seconds = divmod(round(progress.seconds_left), 60)
-        line += f", {minutes}:{seconds:02d} left"
+        line += f", {_clock(progress.seconds_left)} left"
     return line
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

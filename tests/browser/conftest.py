@@ -47,10 +47,17 @@ def locale() -> str:
 
 
 @pytest.fixture
-def frontend(browser: Browser, server: Server, locale: str) -> Iterator[Frontend]:
+def vue_nodes() -> bool:
+    """Whether nodes are drawn by Vue and not on the canvas; a test's parameter chooses."""
+    return False
+
+
+@pytest.fixture
+def frontend(browser: Browser, server: Server, locale: str, vue_nodes: bool) -> Iterator[Frontend]:
     """A fresh page with ComfyUI ready; fails if the page raised an error meanwhile."""
-    ComfyUI(server.url).post("/api/settings", {**SETTINGS, "Comfy.Locale": locale})
-    page = browser.new_page(viewport={"width": 1600, "height": 900})
+    chosen = {"Comfy.Locale": locale, "Comfy.VueNodes.Enabled": vue_nodes}
+    ComfyUI(server.url).post("/api/settings", {**SETTINGS, **chosen})
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
     opened = Frontend(page, server.url)
     yield opened
     page.close()

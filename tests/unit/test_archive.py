@@ -9,7 +9,7 @@ from setup_host import REPO
 
 LARGEST = 46_000_000  # bytes; the bundled weights are 41 million of them
 LARGEST_REST = 3_500_000  # bytes: all but the bundled weights
-SERVED = ("nodes", "pfstorer_core", "locales", "example_workflows")
+SERVED = ("nodes", "pfstorer_core", "locales", "example_workflows", "subgraphs")
 LEFT_OUT = ("tests", "tools", "benchmarks", "docs/images", ".ci", ".github")
 NEEDED = (
     "__init__.py",

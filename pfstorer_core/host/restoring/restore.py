@@ -68,5 +68,6 @@ def restore(
         restored = restore_pass(job, work, restored)
     report.end()
     restored = finished(job, restored)
+    report.line(chosen.summary())
     report.line(f"Done in {time.monotonic() - started:.1f} s")
     return restored

@@ -84,6 +84,14 @@ class RestoreSettings:
                 "or more, and 0 or more."
             )
 
+    def summary(self) -> str:
+        """Says in one line what nobody sees who leaves the settings alone."""
+        return (
+            f"Settings: {self.steps} steps of {self.sampler_name} ({self.scheduler}), cfg "
+            f"{self.cfg:g}, denoise {self.denoise:g} from {self.start}, colours {self.color_fix}, "
+            f"upscaling {self.upscaling}, seed {self.seed}"
+        )
+
 
 def limits_of(name: str) -> dict[str, Any]:
     """Returns the default and the limits of a setting, as an input of a node takes them."""

@@ -113,6 +113,7 @@ def test_the_report_is_shown_while_it_grows_and_is_an_output(
     first, last = report.splitlines()[0], report.splitlines()[-1]
     assert re.match(r"256 x 256 px in 9 tiles of 128 x 128 px", first)
     assert re.fullmatch(r"Done in [\d.]+ s", last)
+    assert "Settings: 2 steps of euler (normal), cfg 1," in report, "what was not seen is told"
     estimate = next(k for k, text in enumerate(shown) if first in text)
     work = next(k for k, text in enumerate(shown) if text.startswith(("encoding", "step")))
     assert estimate < work, "the estimate comes before the work"

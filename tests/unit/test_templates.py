@@ -1,0 +1,106 @@
+"""How templates are laid out: from left to right, nothing over anything else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from setup_host import REPO
+
+TEMPLATES = sorted((REPO / "example_workflows").glob("*.json"))
+TITLE = 30  # px above a node's place
+SLOT, FIRST_SLOT = 20, 14  # px between two slots; of the first below the node's place
+SAMPLES = 60  # points of a link
+WIDEST, HIGHEST = 2000, 1400  # px: fits on 1440 x 900 at 0.55
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def box_of(node: dict[str, Any]) -> Box:
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE, x + width, y + height
+
+
+def frame_of(group: dict[str, Any]) -> Box:
+    x, y, width, height = group["bounding"]
+    return x, y, x + width, y + height
+
+
+def overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def within(a: Box, b: Box) -> bool:
+    return a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]
+
+
+def ends_of(link: list[Any], nodes: dict[int, dict[str, Any]]) -> tuple[float, float, float, float]:
+    """Returns where a link begins and ends, as the canvas draws slots without widgets."""
+    start, end = nodes[link[1]], nodes[link[3]]
+    x0, y0 = start["pos"][0] + start["size"][0], start["pos"][1] + FIRST_SLOT + SLOT * link[2]
+    return x0, y0, end["pos"][0], end["pos"][1] + FIRST_SLOT + SLOT * link[4]
+
+
+def curve(x0: float, y0: float, x1: float, y1: float) -> list[tuple[float, float]]:
+    """Returns points of the canvas's curve, whose handles are a quarter of the distance long."""
+    reach = 0.25 * ((x1 - x0) ** 2 + (y1 - y0) ** 2) ** 0.5
+    points = []
+    for k in range(SAMPLES + 1):
+        t = k / SAMPLES
+        u = 1 - t
+        x = u**3 * x0 + 3 * u * u * t * (x0 + reach) + 3 * u * t * t * (x1 - reach) + t**3 * x1
+        points.append((x, (u**3 + 3 * u * u * t) * y0 + (3 * u * t * t + t**3) * y1))
+    return points
+
+
+@pytest.fixture(params=TEMPLATES, ids=lambda path: path.stem)
+def workflow(request: pytest.FixtureRequest) -> dict[str, Any]:
+    path: Path = request.param
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_nothing_overlaps_and_all_of_it_fits_on_a_screen(workflow: dict[str, Any]) -> None:
+    boxes = {node["title"]: box_of(node) for node in workflow["nodes"]}
+    frames = {group["title"]: frame_of(group) for group in workflow["groups"]}
+    for places in (list(boxes.items()), list(frames.items())):
+        for k, (name, box) in enumerate(places):
+            assert [other for other, b in places[k + 1 :] if overlap(box, b)] == [], name
+    for name, box in boxes.items():
+        around = [frame for frame, place in frames.items() if overlap(box, place)]
+        assert len(around) <= 1 and all(within(box, frames[frame]) for frame in around), name
+    everything = [*boxes.values(), *frames.values()]
+    assert max(b[2] for b in everything) - min(b[0] for b in everything) <= WIDEST
+    assert max(b[3] for b in everything) - min(b[1] for b in everything) <= HIGHEST
+
+
+def test_links_go_to_the_right_and_behind_no_node(workflow: dict[str, Any]) -> None:
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for link in workflow["links"]:
+        x0, y0, x1, y1 = ends_of(link, nodes)
+        names = f"{nodes[link[1]]['title']} -> {nodes[link[3]]['title']}"
+        assert x1 > x0, names
+        for number, node in nodes.items():
+            left, top, right, bottom = box_of(node)
+            hit = [p for p in curve(x0, y0, x1, y1) if left < p[0] < right and top < p[1] < bottom]
+            assert number in (link[1], link[3]) or not hit, f"{names} behind {node['title']}"
+
+
+def test_groups_are_numbered_from_the_left_and_one_note_is_orange(workflow: dict[str, Any]) -> None:
+    titles = [group["title"] for group in workflow["groups"]]
+    assert [title.split()[0] for title in titles] == [str(k + 1) for k in range(len(titles))]
+    assert len(titles) >= 2
+    assert [n["type"] for n in workflow["nodes"] if n.get("color") == "#432"] == ["MarkdownNote"]
+
+
+def test_a_template_is_an_app_too(workflow: dict[str, Any]) -> None:
+    chosen = workflow["extra"]["linearData"]
+    types = {node["id"]: node["type"] for node in workflow["nodes"]}
+    assert 1 <= len(chosen["inputs"]) <= 6 and chosen["outputs"]
+    assert all(number in types for number, _ in chosen["inputs"])
+    assert all(number in types for number in chosen["outputs"])
+    pictures = {
+        ("LoadImage", "image"),
+        ("LoadImageDataSetFromFolder", "folder"),
+        ("PFStorerDemoGroup", "seed"),
+    }
+    assert pictures & {(types[number], name) for number, name in chosen["inputs"]}
