@@ -143,7 +143,8 @@ LABELS = """() => {
     const [node] = app.graph._nodes;
     const inputs = {};
     for (const input of node.inputs) inputs[input.name] = input.label ?? input.localized_name;
-    for (const widget of node.widgets) inputs[widget.name] = widget.label ?? widget.name;
+    for (const widget of node.widgets)
+        if (widget.serialize !== false) inputs[widget.name] = widget.label ?? widget.name;
     return {title: node.title, inputs};
 }"""
 

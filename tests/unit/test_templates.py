@@ -11,7 +11,7 @@ TEMPLATES = sorted((REPO / "example_workflows").glob("*.json"))
 TITLE = 30  # px above a node's place
 SLOT, FIRST_SLOT = 20, 14  # px between two slots; of the first below the node's place
 SAMPLES = 60  # points of a link
-WIDEST, HIGHEST = 2000, 1400  # px: fits on 1440 x 900 at 0.55
+WIDEST, HIGHEST = 1850, 1250  # px: at less than 0.57 the canvas draws no text
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
