@@ -1,10 +1,10 @@
 """Nodes that load models."""
 
-from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io
 
-from ..pfstorer_core.host import load_base_restorer, load_cfw
+from ..pfstorer_core.host import load_base_restorer, load_cfw, load_supir
 from ..pfstorer_core.host.load import folders
 
 BUNDLED = "bundled in restorer"
@@ -21,28 +21,49 @@ class LoadBaseRestorer(io.ComfyNode):
             display_name="Load Base Restorer",
             category="PFStorer",
             description=(
-                "Loads a face and photo restorer of the StableSR family: MODEL, CLIP and VAE. "
-                "The MODEL needs an LQ image: use Tiled Restore, or Condition on LQ Image with "
-                "any sampler."
+                "Loads a face and photo restorer of the StableSR family, or takes SUPIR: MODEL, "
+                "CLIP and VAE. The MODEL needs an LQ image: use Tiled Restore, or Condition on LQ "
+                "Image with any sampler."
             ),
-            search_aliases=["StableSR", "SFT", "face restore", "super resolution", "upscale"],
+            search_aliases=[
+                "StableSR",
+                "SUPIR",
+                "SFT",
+                "face restore",
+                "super resolution",
+                "upscale",
+            ],
             inputs=[
                 io.Combo.Input(
                     "restorer",
                     options=folders.restorer_names(),
                     tooltip=(
                         "Restorer file in models/pfstorer_restorers. 'mini (bundled)' comes with "
-                        "the plugin: small, for photos with faces of about 128 px."
+                        "the plugin: small, for photos with faces of about 128 px. 'SUPIR in the "
+                        "MODEL' takes the one that Apply SUPIR Patch gave to the MODEL."
                     ),
                 ),
                 io.Combo.Input(
                     "checkpoint",
                     options=[BUNDLED, *folders.checkpoint_names()],
                     tooltip=(
-                        "Stable Diffusion checkpoint that the restorer was trained on, in "
-                        f"models/checkpoints. Choose '{BUNDLED}' for the mini restorer."
+                        "Stable Diffusion that the restorer was trained on, in models/checkpoints "
+                        f"or, as a folder, models/diffusers. Choose '{BUNDLED}' for the mini "
+                        "restorer. Not used where a MODEL is connected."
                     ),
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip=(
+                        "Stable Diffusion of any other loader, in place of checkpoint; or the "
+                        "MODEL of Apply SUPIR Patch."
+                    ),
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="Its text encoder, for the empty prompt."
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="Its VAE, which a MODEL needs."),
             ],
             outputs=[
                 io.Model.Output(tooltip="Diffusion model with the restorer in it."),
@@ -52,21 +73,29 @@ class LoadBaseRestorer(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, restorer: str, checkpoint: str) -> list[tuple[str, int, int]]:
+    def fingerprint_inputs(
+        cls, restorer: str, checkpoint: str, **_: Any
+    ) -> list[tuple[str, int, int]]:
         """Returns name, time and size of the files, so that a changed file is loaded again."""
-        return [folders.file_state(path) for path in cls._paths(restorer, checkpoint) if path]
+        states = []
+        if restorer != folders.SUPIR:
+            states.append(folders.file_state(folders.restorer_path(restorer)))
+        if checkpoint != BUNDLED:
+            states += folders.checkpoint_state(folders.checkpoint_path(checkpoint))
+        return states
 
     @classmethod
-    def execute(cls, restorer: str, checkpoint: str) -> io.NodeOutput:
-        """Loads the files."""
-        return io.NodeOutput(*load_base_restorer(*cls._paths(restorer, checkpoint)))
-
-    @classmethod
-    def _paths(cls, restorer: str, checkpoint: str) -> tuple[Path, Path | None]:
-        return (
-            folders.restorer_path(restorer),
-            None if checkpoint == BUNDLED else folders.checkpoint_path(checkpoint),
-        )
+    def execute(
+        cls, restorer: str, checkpoint: str, model: Any = None, clip: Any = None, vae: Any = None
+    ) -> io.NodeOutput:
+        """Loads the files, or takes what other loaders loaded."""
+        if restorer == folders.SUPIR:
+            return io.NodeOutput(*load_supir(model, clip, vae))
+        path = folders.restorer_path(restorer)
+        if any(x is not None for x in (model, clip, vae)):
+            return io.NodeOutput(*load_base_restorer(path, loaded=(model, clip, vae)))
+        stored = None if checkpoint == BUNDLED else folders.checkpoint_path(checkpoint)
+        return io.NodeOutput(*load_base_restorer(path, stored))
 
 
 class LoadCFWDecoder(io.ComfyNode):

@@ -25,7 +25,7 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="Stable Diffusion 1.5 or 2.1 checkpoint"
+        "--checkpoint", type=Path, required=True, help="Stable Diffusion 1.5, 2.1 or XL checkpoint"
     )
     parser.add_argument(
         "--photos",

@@ -187,12 +187,12 @@ def untrained_adapter(
     model: Any, name: str = "Ada", config: PersonalizationConfig | None = None
 ) -> IdentityAdapter:
     """Returns a fresh adapter for a restorer's MODEL."""
-    base = base_of(model).info
+    base = base_of(model)
     info = AdapterInfo(
         name=name,
-        base_name=base.name,
-        base_fingerprint=base.fingerprint,
-        context_dim=UNET["context_dim"],
+        base_name=base.info.name,
+        base_fingerprint=base.info.fingerprint,
+        context_dim=base.context_dim,
         site_channels=find_identity_sites(model.model.diffusion_model),
         config=config or PersonalizationConfig(),
     )

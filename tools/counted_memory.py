@@ -110,21 +110,29 @@ class FusedAttention(TorchFunctionMode):
 
 @dataclass
 class Networks:
-    """UNet, restorer and adapter of Stable Diffusion 2.1's shape."""
+    """UNet, restorer and adapter.
+
+    Args:
+        unet: ComfyUI's `UNetModel`.
+        restorer: what steers it.
+        adapter: of one person.
+        context_dim: width of the text embedding.
+        pooled_dim: width of the pooled one; None for none.
+    """
 
     unet: nn.Module
     restorer: nn.Module
     adapter: nn.Module
+    context_dim: int = PROMPT_WIDTH
+    pooled_dim: int | None = None
 
 
 def networks(
     dtype: torch.dtype, device: str, trained: bool, shape: dict[str, Any] = UNET
 ) -> Networks:
-    """Builds the networks with random or fake weights; a trained adapter is float32."""
+    """Builds Stable Diffusion 2.1's with random or fake weights; a trained adapter is float32."""
     from pfstorer_core.host.load.unet import build_unet
-    from pfstorer_core.host.sites import find_identity_sites, find_sft_sites
-    from pfstorer_core.identities.adapter import AdapterInfo, IdentityAdapter
-    from pfstorer_core.identities.config import PersonalizationConfig
+    from pfstorer_core.host.sites import find_sft_sites
     from pfstorer_core.restorers.info import RestorerInfo
     from pfstorer_core.restorers.stablesr.encoder import EncoderConfig
     from pfstorer_core.restorers.stablesr.restorer import StableSRRestorer
@@ -134,15 +142,23 @@ def networks(
     shapes = {site: (width, SFT_HIDDEN) for site, (width, _) in find_sft_sites(unet).items()}
     info = RestorerInfo("SD", None, EncoderConfig(), "", None)
     restorer = StableSRRestorer(info, shapes, **place)
-    sites = find_identity_sites(unet)
-    described = AdapterInfo("person", "SD", "", PROMPT_WIDTH, sites, PersonalizationConfig())
-    adapter_dtype = torch.float32 if trained else dtype
-    adapter = IdentityAdapter(described, dtype=adapter_dtype, device=device)
     return Networks(
         unet.requires_grad_(False),
         restorer.requires_grad_(False),
-        adapter.requires_grad_(trained),
+        adapter_of(unet, PROMPT_WIDTH, torch.float32 if trained else dtype, trained),
     )
+
+
+def adapter_of(unet: nn.Module, context_dim: int, dtype: torch.dtype, trained: bool) -> nn.Module:
+    """Builds an adapter for a UNet, on its device."""
+    from pfstorer_core.host.sites import find_identity_sites
+    from pfstorer_core.identities.adapter import AdapterInfo, IdentityAdapter
+    from pfstorer_core.identities.config import PersonalizationConfig
+
+    sites = find_identity_sites(unet)
+    described = AdapterInfo("person", "SD", "", context_dim, sites, PersonalizationConfig())
+    device = next(unet.parameters()).device
+    return IdentityAdapter(described, dtype=dtype, device=device).requires_grad_(trained)
 
 
 def weights(*modules: nn.Module) -> int:
@@ -180,6 +196,7 @@ def unet_pass(
     reference: bool = False,
     checkpoint: bool = False,
     backward: bool = False,
+    personalized: bool = True,
 ) -> Pass:
     """Runs UNet, restorer and adapter on a latent and counts.
 
@@ -190,6 +207,7 @@ def unet_pass(
         reference: whether the blocks also attend to a reference, as in a part of the training.
         checkpoint: as in the training.
         backward: whether to run the backward pass, too; not possible on a fake GPU.
+        personalized: whether the adapter takes part.
     """
     from comfy.ldm.modules.attention import SpatialTransformer
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
@@ -205,13 +223,23 @@ def unet_pass(
     x, lq = (torch.zeros(batch, 4, side, side, **place) for _ in range(2))
     if not trained:
         x, lq = x.to(dtype), lq.to(dtype)
-    context = torch.zeros(batch, PROMPT_TOKENS, PROMPT_WIDTH, dtype=x.dtype, **place)
+    context = torch.zeros(batch, PROMPT_TOKENS, nets.context_dim, dtype=x.dtype, **place)
+    y = None
+    if nets.pooled_dim is not None:
+        y = torch.zeros(batch, nets.pooled_dim, dtype=x.dtype, **place)
     timesteps = torch.zeros(batch, **place)
     shown = (torch.zeros(1, 4, side, side, dtype=x.dtype, **place),) if reference else ()
-    identity = AppliedIdentity(nets.adapter, references=shown, reference_context=context[:1])
-    options = restorer_options(nets.unet, nets.restorer, lq, [identity], checkpoint)
+    identity = AppliedIdentity(
+        nets.adapter,
+        references=shown,
+        reference_context=context[:1],
+        reference_pooled=() if y is None else tuple(y[:1] for _ in shown),
+    )
+    people = [identity] if personalized else []
+    options = restorer_options(nets.unet, nets.restorer, lq, people, checkpoint)
     parts: list[int] = []
     known = [*tensors(nets.unet, nets.restorer, nets.adapter), x, lq, context, timesteps, *shown]
+    known += [] if y is None else [y]
     memory = LiveMemory(known)
 
     def counted(handler: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -226,7 +254,7 @@ def unet_pass(
     handlers = [(ResBlock, counted(run_res_block)), (SpatialTransformer, counted(run_transformer))]
     options["patches"] = {PATCH: handlers}
     with memory:
-        out = nets.unet(x, timesteps, context, transformer_options=options)
+        out = nets.unet(x, timesteps, context, y, transformer_options=options)
         kept = memory.now
         if backward:
             out.float().square().mean().backward()

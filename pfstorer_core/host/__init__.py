@@ -2,6 +2,7 @@
 
 from .load.cfw import load_cfw
 from .load.restorer import load_base_restorer
+from .load.supir import load_supir
 from .patch.apply_identity import apply_identity
 from .patch.condition_on_lq import condition_on_lq
 from .restoring.restore import restore
@@ -12,6 +13,7 @@ __all__ = [
     "condition_on_lq",
     "load_base_restorer",
     "load_cfw",
+    "load_supir",
     "restore",
     "train_identity",
 ]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from comfy.model_sampling import EDM, EPS, V_PREDICTION, X0
 from torch import Tensor
 
 from ..errors import PFStorerError
-from ..restorers.base import BaseRestorer
 from ..restorers.info import RestorerInfo
+from ..restorers.steering import Steering
 from .sites import size_step
 
 RESTORER_KEY = "pfstorer"  # of what a restorer adds to its MODEL: wrappers, models, the attachment
 # Published restorers do not say at which size they were trained: that of their Stable Diffusion. Of
 # 2.x, whose text features are 1024 wide, the larger variant predicts v.
-_SIZE, _LARGER_SIZE = 512, 768  # px
+_SIZE, _LARGER_SIZE, _XL_SIZE = 512, 768, 1024  # px
+_XL_WIDTH = 2048  # of the text features of Stable Diffusion XL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +56,7 @@ class Base:
     unet_digests: tuple[str, ...]
 
 
-def describe(
-    model: Any, clip: Any, vae: Any, restorer: BaseRestorer, digests: tuple[str, ...]
-) -> Base:
+def describe(model: Any, clip: Any, vae: Any, restorer: Steering, digests: tuple[str, ...]) -> Base:
     """Returns the description of a restorer and a plain MODEL, CLIP (or None) and VAE.
 
     Args:
@@ -104,6 +104,28 @@ class NoRestorer(PFStorerError):
         )
 
 
+def pooled_embedding(model: Any, prompt: list[Any] | None, size: tuple[int, int]) -> Tensor | None:
+    """Returns what a MODEL's UNet takes as `y` beside a prompt: its pooled text, and the size.
+
+    Args:
+        model: any MODEL.
+        prompt: CONDITIONING of one prompt.
+        size: (height, width) in pixels of the picture.
+
+    Returns:
+        (1, P), or None for UNets that take none.
+
+    Source: Stable Diffusion XL (arXiv 2307.01952), section 2.2.
+    """
+    if prompt is None or model.model.model_config.unet_config.get("adm_in_channels") is None:
+        return None
+    height, width = size
+    options = {**prompt[0][1], "height": height, "width": width, "device": torch.device("cpu")}
+    with torch.inference_mode():
+        pooled = model.model.encode_adm(**options)
+    return pooled.float().cpu().clone()
+
+
 def noise_schedule_of(model: Any) -> tuple[str | None, Tensor]:
     """Returns what a MODEL's UNet predicts, None for neither noise nor v, and its sigmas (T,)."""
     sampling = model.get_model_object("model_sampling")
@@ -118,4 +140,6 @@ def noise_schedule_of(model: Any) -> tuple[str | None, Tensor]:
 def _usual_size(info: RestorerInfo, context_dim: int, prediction_type: str | None) -> int:
     if info.bundled is not None:
         return int(info.bundled["unet"]["image_size"]) * int(info.bundled["latent"]["downscale"])
+    if context_dim == _XL_WIDTH:
+        return _XL_SIZE
     return _LARGER_SIZE if (context_dim, prediction_type) == (1024, "v_prediction") else _SIZE

@@ -15,7 +15,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import (
 from torch import Tensor, nn
 
 from ..errors import PFStorerError
-from ..restorers.base import BaseRestorer
+from ..restorers.steering import Steering
 
 PATCH = "forward_timestep_embed_patch"
 BLOCK_LAYERS = (ResBlock, SpatialTransformer)
@@ -41,7 +41,7 @@ def find_sft_sites(unet: Any, checkpoint: str = "the MODEL") -> dict[str, tuple[
     if not all(hasattr(unet, name) for name in ("input_blocks", "middle_block", "output_blocks")):
         raise PFStorerError(
             f"The diffusion model of {checkpoint} is a {type(unet).__name__}, but a restorer needs "
-            "the UNet of Stable Diffusion 1.5 or 2.1; load that checkpoint."
+            "the UNet of Stable Diffusion 1.5, 2.1 or XL; load that checkpoint."
         )
     sites: dict[str, tuple[int, int]] = {}
     level = 0
@@ -110,7 +110,7 @@ def unet_digests(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(digests)
 
 
-def check_fit(unet: nn.Module, restorer: BaseRestorer, checkpoint: str = "the MODEL") -> None:
+def check_fit(unet: nn.Module, restorer: Steering, checkpoint: str = "the MODEL") -> None:
     """Checks that a restorer's SFT blocks fit the UNet.
 
     Args:
@@ -162,5 +162,5 @@ def _check_res_block(checkpoint: str, site: str, layer: Any) -> None:
 def _unsupported(checkpoint: str, site: str, reason: str) -> str:
     return (
         f"The block {site} in the UNet of {checkpoint} {reason}, which a restorer cannot steer; "
-        "load a Stable Diffusion 1.5 or 2.1 checkpoint."
+        "load a Stable Diffusion 1.5, 2.1 or XL checkpoint."
     )

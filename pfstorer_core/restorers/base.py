@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,31 +15,18 @@ from ..errors import PFStorerError
 from ..weights.checks import check_numbers, check_shapes, part_of
 from ..weights.described import named
 from ..weights.digests import fingerprint
-from ..weights.layers import WeightsOf
 from .checkpoints import bundled_state, infer_context_dim, other_kind, tensors_of
 from .info import RESTORER_FILE, RestorerInfo, info_of
+from .steering import Modulation as Modulation
+from .steering import Steering
 
 FIRST_FAMILY = "stablesr"  # of files that were written before families had names
 
 
-class Modulation(Protocol):
-    """What `BaseRestorer.modulate` computes, for weights that stay as they are for a while."""
+class BaseRestorer(Steering):
+    """A restorer of a file: features of the LQ latent modulate residual blocks.
 
-    def __call__(self, site: str, h: Tensor, features: Tensor, shared: dict[Any, Tensor]) -> Tensor:
-        """Returns the modulated features of a residual block.
-
-        Args:
-            site, h, features: as `BaseRestorer.modulate` takes them.
-            shared: what several sites share in one forward of the UNet; empty at first.
-        """
-
-
-class BaseRestorer(nn.Module, abc.ABC):
-    """Steers a frozen UNet from an LQ latent: features of it modulate residual blocks.
-
-    A family is a subclass with an entry in `FAMILIES`, which names it. The host runs
-    `forward` once for each LQ latent and timestep, and `modulate` in each residual block that
-    `site_channels` names, on the output of its last convolution, before the skip sum.
+    A family is a subclass with an entry in `FAMILIES`, which names it.
 
     `info` and `bundled_state` may be replaced before saving. `bundled_state` has the checkpoint
     keys of a bundled restorer's UNet, autoencoder and prompt; it is no part of the module.
@@ -57,8 +44,7 @@ class BaseRestorer(nn.Module, abc.ABC):
     config_key: ClassVar[str] = "config"
 
     def __init__(self, info: RestorerInfo, bundled_state: dict[str, Tensor] | None = None) -> None:
-        super().__init__()
-        self.info = info
+        super().__init__(info)
         self.bundled_state = bundled_state
 
     @classmethod
@@ -115,69 +101,13 @@ class BaseRestorer(nn.Module, abc.ABC):
 
     @property
     @abc.abstractmethod
-    def latent_channels(self) -> int:
-        """Channels of the LQ latent."""
-
-    @property
-    @abc.abstractmethod
-    def levels(self) -> int:
-        """Number of feature maps that `forward` returns, one per resolution of the UNet."""
-
-    @property
-    @abc.abstractmethod
-    def site_channels(self) -> dict[str, int]:
-        """Per residual block that it modulates ("input_blocks.1.0", ...), its channels."""
-
-    @property
-    @abc.abstractmethod
     def parts(self) -> dict[str, nn.Module]:
         """Its modules, by what their checkpoint keys begin with."""
-
-    @abc.abstractmethod
-    def forward(self, lq_latent: Tensor, timesteps: Tensor) -> Sequence[Tensor]:
-        """Returns features of LQ latents.
-
-        Args:
-            lq_latent: (B, latent_channels, H, W), scaled like the diffusion latents.
-            timesteps: (B,) in [0, 1000).
-
-        Returns:
-            `levels` tensors (B, C_k, H / 2^k, W / 2^k).
-        """
-
-    @abc.abstractmethod
-    def modulate(self, site: str, h: Tensor, features: Tensor) -> Tensor:
-        """Returns the modulated features of a residual block.
-
-        Args:
-            site: the block.
-            h: (k * B, C, H, W) its features; `features` serves each B in turn.
-            features: (B, C_level, H, W) of the site's level.
-
-        Returns:
-            (k * B, C, H, W), of the type of `h`.
-        """
-
-    def prepare(self, levels: Mapping[str, int], weights_of: WeightsOf) -> Modulation | None:
-        """Returns a faster `modulate` for one sampling, whose weights may be joined copies.
-
-        A family need not have one.
-
-        Args:
-            levels: per site, the number of its level's feature map.
-            weights_of: gives the weights to copy.
-        """
-        return None
 
     @classmethod
     def family(cls) -> str:
         """Returns the name of its family."""
         return next(name for name, known in FAMILIES.items() if known is cls)
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """The residual blocks that it modulates."""
-        return tuple(self.site_channels)
 
     @classmethod
     def from_state_dict(

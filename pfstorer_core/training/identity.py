@@ -164,6 +164,7 @@ def build_photo_pool(
     encode: Encode,
     config: IdentityTrainingConfig,
     *,
+    encode_lq: Encode | None = None,
     batch: int = 8,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> LatentPool:
@@ -174,6 +175,7 @@ def build_photo_pool(
         size: side of the views in pixels.
         encode: the frozen autoencoder.
         config: numbers and kinds of views.
+        encode_lq: that of the degraded views, where it is another.
         batch: views that are encoded at once.
         on_batch: is told how many views of how many are done, before each batch.
 
@@ -190,7 +192,7 @@ def build_photo_pool(
     for start, views, degraded in drawn_together(source, batch, on_batch):
         with torch.no_grad():
             clean.append(encode(views).half())
-            lq.append(encode(degraded).half())
+            lq.append((encode_lq or encode)(degraded).half())
         good = (clean[-1].isfinite() & lq[-1].isfinite()).flatten(1).all(1)  # (batch,)
         if not good.all():
             photo = (start + int(good.logical_not().nonzero()[0])) // config.views_per_photo + 1

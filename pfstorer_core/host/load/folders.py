@@ -9,6 +9,7 @@ import yaml
 from comfy.cli_args import args
 
 from ...errors import PFStorerError
+from .diffusers_folder import DIFFUSERS_INDEX, folder_files
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,9 @@ _RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"}  # by Windows, wit
 _RESERVED |= {f"{port}{n}" for port in ("COM", "LPT") for n in "123456789¹²³"}
 _LONGEST_NAME = 180  # bytes, of 255 that file systems allow with number, ending, temporary name
 _LONGEST_PATH = 1000  # bytes below the folder of identities
+_DIFFUSERS = "diffusers/"  # what stands before the names of such folders
 MINI_RESTORER = "mini (bundled)"
+SUPIR = "SUPIR in the MODEL"  # no file: what core's node has hung on the MODEL
 MINI_RESTORER_PATH = Path(__file__).parents[2] / "assets" / "mini_restorer.safetensors"
 
 
@@ -66,13 +69,14 @@ def _configured_folders() -> dict[str, bool]:
 
 
 def restorer_names() -> list[str]:
-    """Returns the restorers to choose from, the bundled one first."""
-    return [MINI_RESTORER, *folder_paths.get_filename_list(RESTORER_FOLDER)]
+    """Returns the restorers to choose from: the bundled one, SUPIR in a MODEL, files."""
+    return [MINI_RESTORER, SUPIR, *folder_paths.get_filename_list(RESTORER_FOLDER)]
 
 
 def checkpoint_names() -> list[str]:
-    """Returns the Stable Diffusion checkpoints to choose from."""
-    return folder_paths.get_filename_list("checkpoints")
+    """Returns the Stable Diffusions to choose from: checkpoints, then diffusers folders."""
+    files: list[str] = folder_paths.get_filename_list("checkpoints")
+    return [*files, *sorted(_diffusers_folders())]
 
 
 def vae_names() -> list[str]:
@@ -96,12 +100,26 @@ def restorer_path(name: str) -> Path:
 
 
 def checkpoint_path(name: str) -> Path:
-    """Returns the file of a Stable Diffusion checkpoint.
+    """Returns the file, or the diffusers folder, of a Stable Diffusion.
 
     Raises:
-        PFStorerError: there is no such file.
+        PFStorerError: there is none of that name.
     """
+    if name.startswith(_DIFFUSERS) and not folder_paths.get_full_path("checkpoints", name):
+        found = _diffusers_folders()
+        if name not in found:
+            places = " or ".join(folder_paths.get_folder_paths("diffusers"))
+            raise PFStorerError(
+                f"There is no folder '{name.removeprefix(_DIFFUSERS)}' with a model_index.json; "
+                f"put the whole folder into {places}."
+            )
+        return found[name]
     return _find(name, "checkpoints", "checkpoint")
+
+
+def checkpoint_state(path: Path) -> list[tuple[str, int, int]]:
+    """Returns `file_state` of a checkpoint, or of the files of a diffusers folder."""
+    return [file_state(file) for file in (folder_files(path).values() if path.is_dir() else [path])]
 
 
 def vae_path(name: str) -> Path:
@@ -194,6 +212,18 @@ def file_state(path: Path) -> tuple[str, int, int]:
     """Returns what changes when a file does: its path, time of change (ns) and size (bytes)."""
     stat = path.stat()
     return str(path), stat.st_mtime_ns, stat.st_size
+
+
+def _diffusers_folders() -> dict[str, Path]:
+    """Returns the diffusers folders by the name that the list shows."""
+    found: dict[str, Path] = {}
+    for root in folder_paths.get_folder_paths("diffusers"):
+        for place, folders, files in os.walk(root, followlinks=True):
+            if DIFFUSERS_INDEX in files:
+                folders.clear()  # what lies deeper are its parts
+                name = _DIFFUSERS + Path(place).relative_to(root).as_posix()
+                found.setdefault(name, Path(place))
+    return found
 
 
 def _find(name: str, folder: str, kind: str) -> Path:

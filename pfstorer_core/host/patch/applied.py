@@ -32,6 +32,7 @@ class AppliedIdentity:
         sigmas: highest and lowest sigma at which the adapter acts; None is at all.
         references: (R, C, h, w) scaled latents of photos of the person.
         reference_context: (1, tokens, width) text embedding under which their features are taken.
+        reference_pooled: (1, P) `y` of each of the references; empty where the UNet takes none.
     """
 
     adapter: IdentityAdapter
@@ -42,6 +43,7 @@ class AppliedIdentity:
     sigmas: tuple[float, float] | None = None
     references: tuple[Tensor, ...] = ()
     reference_context: Tensor | None = None
+    reference_pooled: tuple[Tensor, ...] = ()
 
     @property
     def gamma_text(self) -> str:

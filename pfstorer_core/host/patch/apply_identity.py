@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import PFStorerError
 from ...identities.adapter import IdentityAdapter
 from ...pictures.values import unit_range
-from ..base import base_of
+from ..base import Base, base_of, pooled_embedding
 from .applied import AppliedIdentity, check_identity_fit, check_mask_counts, check_settings
 from .chosen_gammas import choose_gammas, known_image
 from .model import restorer_wrapper, set_identities
@@ -71,7 +71,9 @@ def apply_identity(
     sigmas = None
     if (start, end) != (0.0, 1.0):
         sigmas = float(sampling.percent_to_sigma(start)), float(sampling.percent_to_sigma(end))
-    latents, context = _references(model, references, base.empty_prompt)
+    latents = _references(model, references, base)
+    empty = base.empty_prompt if latents else None
+    pooled = (pooled_embedding(model, empty, _pixels(latent, base.cell)) for latent in latents)
     identity = AppliedIdentity(
         adapter=placed,
         patcher=patcher,
@@ -79,7 +81,8 @@ def apply_identity(
         mask=region,
         sigmas=sigmas,
         references=latents,
-        reference_context=context,
+        reference_context=None if empty is None else empty[0][0],
+        reference_pooled=tuple(y for y in pooled if y is not None),
     )
     personalized = set_identities(model, [*applied, identity])
     images = known_image(model)
@@ -89,21 +92,25 @@ def apply_identity(
 
 
 def _references(
-    model: Any, references: Tensor | Sequence[Tensor] | None, empty_prompt: Any
-) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    model: Any, references: Tensor | Sequence[Tensor] | None, base: Base
+) -> tuple[Tensor, ...]:
     if references is None:
-        return (), None
-    if empty_prompt is None:
+        return ()
+    if base.empty_prompt is None:
         raise PFStorerError(
             "The checkpoint has no text encoder, so references cannot be used; leave them out."
         )
     latent_format = model.get_model_object("latent_format")
     latents = [references] if isinstance(references, Tensor) else list(references)
-    channels = base_of(model).latent_channels
+    channels = base.latent_channels
     for latent in latents:
         if latent.ndim != 4 or latent.shape[1] != channels or not latent.numel():
             raise PFStorerError(
                 f"The references' latent has the shape {tuple(latent.shape)}; expected (references,"
                 f" {channels}, height, width), so use the VAE that 'Load Base Restorer' gives."
             )
-    return tuple(latent_format.process_in(x) for x in latents), empty_prompt[0][0]
+    return tuple(latent_format.process_in(x) for x in latents)
+
+
+def _pixels(latent: Tensor, cell: int) -> tuple[int, int]:
+    return latent.shape[2] * cell, latent.shape[3] * cell

@@ -8,7 +8,7 @@ from comfy.ldm.modules.attention import attention_pytorch, get_attn_precision
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ...restorers.base import BaseRestorer
+from ...restorers.steering import Steering
 from ..base import RESTORER_KEY
 from ..sites import PATCH, check_fit
 from .applied import AppliedIdentity
@@ -19,7 +19,7 @@ from .wrapper import RestorerWrapper
 
 def restorer_options(
     unet: nn.Module,
-    restorer: BaseRestorer,
+    restorer: Steering,
     lq_latent: Tensor,
     identities: Sequence[AppliedIdentity] = (),
     checkpoint: bool = False,

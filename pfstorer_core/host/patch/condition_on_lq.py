@@ -12,6 +12,7 @@ from .applied import check_mask_counts
 from .chosen_gammas import with_lq_image
 from .lq import LQMatch
 from .model import restorer_wrapper, set_lq_latent
+from .supir import SupirRestorer
 
 
 def condition_on_lq(model: Any, lq_latent: Tensor, image: Tensor | None = None) -> Any:
@@ -26,10 +27,15 @@ def condition_on_lq(model: Any, lq_latent: Tensor, image: Tensor | None = None) 
             "auto" need it.
 
     Raises:
-        PFStorerError: a MODEL without restorer, a latent of another VAE or with values that are not
-            finite, or an image of another shape.
+        PFStorerError: a MODEL without restorer or with SUPIR, a latent of another VAE or with
+            values that are not finite, or an image of another shape.
     """
     base = base_of(model)
+    if isinstance(restorer_wrapper(model).restorer, SupirRestorer):
+        raise PFStorerError(
+            "SUPIR has its LQ image from 'Apply SUPIR Patch'; connect the MODEL to the sampler "
+            "without 'Condition on LQ Image', or use 'Tiled Restore'."
+        )
     channels = base.latent_channels
     if lq_latent.ndim != 4 or lq_latent.shape[1] != channels:
         raise PFStorerError(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import PFStorerError
-from ...restorers.base import BaseRestorer, Modulation
+from ...restorers.steering import Modulation, Steering
 from ..sites import PATCH
 from .additions import Addition, KeptAdditions, TrainedAdditions, add_identities
 
@@ -26,7 +26,7 @@ FORWARD = "pfstorer_forward"
 class ForwardState:
     """State of one forward of the UNet: what the handlers need, and the sites they visited."""
 
-    restorer: BaseRestorer
+    restorer: Steering
     checkpoint: bool
     kept: KeptAdditions | TrainedAdditions | None = None
     modulation: Modulation | None = None

@@ -7,7 +7,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 
-from ...restorers.base import BaseRestorer
+from ...restorers.steering import Steering
 from ..base import RESTORER_KEY, NoRestorer
 from ..sites import PATCH, check_fit
 from .applied import IDENTITY_KEY, AppliedIdentity
@@ -16,10 +16,11 @@ from .lq import LQCondition
 from .masks import IdentityMasks
 from .references import ReferenceMemory
 from .sampling import SAMPLING, SamplingScope
+from .supir import without_centre
 from .wrapper import RestorerWrapper, SampledRestorer
 
 
-def patch_model(model_patcher: Any, restorer: BaseRestorer) -> Any:
+def patch_model(model_patcher: Any, restorer: Steering) -> Any:
     """Returns a clone of a MODEL whose UNet runs the restorer, once it is given an LQ latent.
 
     Args:
@@ -87,6 +88,7 @@ def set_lq_latent(model_patcher: Any, lq_latent: Tensor, encoder_interval: int =
     model = model_patcher.clone()
     for kind in (WrappersMP.CALC_COND_BATCH, WrappersMP.OUTER_SAMPLE):
         model.remove_wrappers_with_key(kind, RESTORER_KEY)
+    without_centre(model)
     condition = LQCondition(lq_latent, encoder_interval)
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, RESTORER_KEY, condition)
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class ReferenceMemory:
 
 
 def reference_features(
-    unet: Any, sites: Sequence[str], latent: Tensor, context: Tensor
+    unet: Any, sites: Sequence[str], latent: Tensor, context: Tensor, pooled: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Features that the frozen Stable Diffusion, without SFT, extracts from references.
 
@@ -59,6 +60,7 @@ def reference_features(
         sites: the blocks to take them after.
         latent: (R, C, h, w) scaled latents.
         context: (1, tokens, width) text embedding.
+        pooled: (1, P) `y`; None for UNets that take none.
 
     Returns:
         Site to (R, C_site, h', w').
@@ -73,8 +75,9 @@ def reference_features(
     }
     timesteps = torch.zeros(len(latent), device=latent.device)
     context = context.to(latent).expand(len(latent), -1, -1)
+    y = None if pooled is None else pooled.to(latent).expand(len(latent), -1)
     with torch.no_grad():
-        unet(latent, timesteps, context, transformer_options=options)
+        unet(latent, timesteps, context, y, transformer_options=options)
     return collected
 
 
@@ -98,9 +101,9 @@ def references_by_site(
         sites = identity.adapter.sites
         grid = identity.adapter.info.config.reference_grid
         shown: dict[str, list[Tensor]] = {site: [] for site in sites}
-        for latent in identity.references:
-            context = identity.reference_context.to(x)
-            features = reference_features(unet, sites, latent.to(x), context)
+        context = identity.reference_context.to(x)
+        for latent, pooled in zip_longest(identity.references, identity.reference_pooled):
+            features = reference_features(unet, sites, latent.to(x), context, pooled)
             for site in sites:
                 shown[site].append(reference_tokens(features[site], grid))
         memory[key] = {site: torch.cat(tokens, 1) for site, tokens in shown.items()}

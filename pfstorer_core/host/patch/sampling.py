@@ -11,7 +11,7 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
-from ...restorers.base import BaseRestorer, Modulation
+from ...restorers.steering import Modulation, Steering
 from .ahead import AheadMemory
 
 SAMPLING = "pfstorer_sampling"  # of the memory in the options, and of what puts it there
@@ -34,7 +34,7 @@ class SamplingMemory:
     _prepared: dict[Hashable, dict[Hashable, Any]] = field(default_factory=dict)
 
     def modulation(
-        self, restorer: BaseRestorer, levels: Mapping[str, int], x: Tensor
+        self, restorer: Steering, levels: Mapping[str, int], x: Tensor
     ) -> Modulation | None:
         """Returns the restorer's faster `modulate`, for the device of x and the type computed in.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import PFStorerError
-from ...restorers.base import BaseRestorer
+from ...restorers.steering import Steering
 from ..sites import BLOCK_LAYERS, PATCH, find_sft_sites
 from .additions import KeptAdditions, additions, trained_additions
 from .applied import AppliedIdentity
@@ -27,7 +27,8 @@ class RestorerWrapper:
     Args:
         restorer: what modulates the residual blocks.
         lq_latent: (B, C, H, W) scaled LQ latent, or None where the sampler brings it as the model
-            condition `LQ_COND`. The UNet's batch is k blocks of B items.
+            condition `LQ_COND`, or the restorer's own hooks have one. The UNet's batch is k blocks
+            of B items.
         identities: what personalizes the result.
         checkpoint: whether to keep no activations for the backward pass (training).
         memory: of a training that leaves the restorer as it is: keeps its joined weights.
@@ -35,7 +36,7 @@ class RestorerWrapper:
 
     def __init__(
         self,
-        restorer: BaseRestorer,
+        restorer: Steering,
         lq_latent: Tensor | None = None,
         identities: Sequence[AppliedIdentity] = (),
         checkpoint: bool = False,
@@ -69,16 +70,12 @@ class RestorerWrapper:
             PFStorerError: no LQ latent, one of another size, or another custom node's handler
                 took over residual blocks that the restorer must run.
         """
-        options = dict(transformer_options or {})
         lq_latent = kwargs.pop(LQ_COND, self.lq_latent)
-        if lq_latent is None:
-            raise PFStorerError(
-                f"The MODEL of restorer '{self.restorer.info.name}' was sampled without an LQ "
-                "image; put 'Condition on LQ Image' before the sampler, or use 'Tiled Restore'."
-            )
-        check_latent_size(lq_latent, x)
+        if lq_latent is not None:
+            check_latent_size(lq_latent, x)
+        options = self.restorer.hooked(dict(transformer_options or {}), lq_latent, self.checkpoint)
         unet = executor.class_obj
-        features = self._features(lq_latent.to(x), timesteps, x.shape[0], options)
+        features = self._features(lq_latent, x, timesteps, options)
         added = additions(self.identities, unet, x, options, kwargs)
         state = ForwardState(self.restorer, self.checkpoint)
         levels = {site: level for site, (_, level) in find_sft_sites(unet).items()}
@@ -105,9 +102,17 @@ class RestorerWrapper:
         return out
 
     def _features(
-        self, lq_latent: Tensor, timesteps: Tensor, batch: int, options: dict[str, Any]
+        self, lq_latent: Tensor | None, x: Tensor, timesteps: Tensor, options: dict[str, Any]
     ) -> Sequence[Tensor]:
         """Encodes each item once: the halves of a guided batch differ only in their context."""
+        if not self.restorer.sites:
+            return ()
+        if lq_latent is None:
+            raise PFStorerError(
+                f"The MODEL of restorer '{self.restorer.info.name}' was sampled without an LQ "
+                "image; put 'Condition on LQ Image' before the sampler, or use 'Tiled Restore'."
+            )
+        lq_latent, batch = lq_latent.to(x), len(x)
         step: StepFeatures | None = options.get(STEP)
         # Another custom node may cut the batch into single items: those are encoded as they come.
         if step is not None and batch % step.items == 0:

@@ -19,6 +19,7 @@ from ...pictures.resizing import resize_bicubic
 from ..feedback import RestoreReport
 from ..images import VAE_ADVICE, check_finite
 from ..patch.model import restorer_wrapper, set_lq_latent
+from ..patch.supir import centre_function, recentred, supir_vae
 from ..tiles.layout import TileLayout
 from ..tiles.padding import pad_conditioning, pad_masks
 from ..tiles.steps import TiledSteps, set_tiles
@@ -63,10 +64,10 @@ def restore_pass(job: Job, work: Pass, lq: Tensor) -> Tensor:
             return original.clone()  # it may be the user's own picture
     report.status("encoding")
     around = needed if needed is None else _windows(plan.layout, needed)
-    latent = encode(job.vae, lq, work.padded, around, report.line)  # (B, C, h, w)
+    lq_vae = supir_vae(restorer_wrapper(model).restorer, job.vae)
+    latent = encode(lq_vae, lq, work.padded, around, report.line)  # (B, C, h, w)
     check_finite(latent, "The LQ latent that the VAE made", VAE_ADVICE)
-    scaled = model.get_model_object("latent_format").process_in(latent)
-    model = set_lq_latent(model, scaled, settings.encoder_interval)
+    model = _with_lq(model, latent, job, work)
     model = set_tiles(model, TiledSteps(plan.layout, region, report.tiles, report.line))
     report.status("sampling")
     controls: dict[int, Any] = {}
@@ -83,6 +84,18 @@ def restore_pass(job: Job, work: Pass, lq: Tensor) -> Tensor:
     elif settings.color_fix == "adain":
         color.adain_fix(restored, original, out=restored)
     return restored
+
+
+def _with_lq(model: Any, latent: Tensor, job: Job, work: Pass) -> Any:
+    """Returns a clone of a MODEL that restores an LQ latent (B, C, h, w), as the VAE gave it."""
+    scale = model.get_model_object("latent_format").process_in
+    function = centre_function(model)
+    given = set_lq_latent(model, scale(latent), job.settings.encoder_interval)
+    if function is not None:  # SUPIR pulls towards what the LQ latent shows, seen by the plain VAE
+        shown = decode(job.vae, latent, tell=job.report.line)
+        centre = scale(encode(job.vae, shown, work.padded, tell=job.report.line))
+        given.set_model_sampler_post_cfg_function(recentred(function, centre))
+    return given
 
 
 def check_noise_levels(model: Any, settings: RestoreSettings) -> None:

@@ -19,6 +19,7 @@ from ...training.devices import own_accelerate_state
 from ...training.feed import PairFeed, PictureSource
 from ...training.loop import LoopConfig, Sampler, fit
 from ...training.pool import WeightedDegradations
+from ..base import pooled_embedding
 from ..sites import find_sft_sites
 from .from_model import decoded, scaled_encoder, trainable_unet, training_schedule
 from .network import HostNetwork
@@ -115,7 +116,9 @@ def train_base_restorer(
         seed=training.loop.seed + process,
     )
     shown = feed.shown(4)
-    encoding = clip.encode_from_tokens_scheduled(clip.tokenize(""))[0][0]
+    prompt = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    encoding = prompt[0][0]
+    size = shown[0].shape[-1] * vae.spacial_compression_encode()
     # Under inference mode tensors could not take part in training.
     with torch.inference_mode(False), torch.enable_grad():
         unet = trainable_unet(model)
@@ -126,7 +129,11 @@ def train_base_restorer(
             channels, config, name=new.name, prediction_type=kind, **new.sizes
         )
         network = HostNetwork(
-            unet, restorer, encoding.detach().clone()[0].float(), train_base=False
+            unet,
+            restorer,
+            encoding.detach().clone()[0].float(),
+            pooled_embedding(model, prompt, (size, size)),
+            train_base=False,
         )
         objective = restoration_objective(feed, schedule, training.objective)
         done = fit(
@@ -138,7 +145,6 @@ def train_base_restorer(
             max_seconds=training.max_seconds,
             kept={"feed": feed},
         )
-    size = shown[0].shape[-1] * vae.spacial_compression_encode()
     restorer.info = dataclasses.replace(restorer.info, context_dim=encoding.shape[-1], size=size)
     return restorer.cpu(), done
 

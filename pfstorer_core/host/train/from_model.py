@@ -36,7 +36,7 @@ def training_schedule(model: Any) -> DDPMScheduler:
     if kind is None:
         raise PFStorerError(
             f"The MODEL is a {model.model.model_type.name} model; trainings need Stable Diffusion "
-            "1.5 or 2.1, whose UNet predicts noise or v."
+            "1.5, 2.1 or XL, whose UNet predicts noise or v."
         )
     return noise_schedule(kind, sigmas)
 

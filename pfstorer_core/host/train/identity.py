@@ -134,6 +134,7 @@ def _views(pictures: Sequence[Tensor], setup: Setup, told: Told) -> LatentPool:
             setup.size,
             setup.encode,
             setup.config,
+            encode_lq=setup.encode_lq,
             on_batch=lambda done, total: told.report(TrainingProgress("views", done, total)),
         )
 

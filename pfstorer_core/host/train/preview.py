@@ -33,7 +33,7 @@ def preview_sampler(setup: Setup, photo: Tensor, warn: Callable[[str], None]) ->
     views = dataclasses.replace(VIEWS, window=(1.0, 1.0), rotation=0.0)
     clean = random_view(photo, size, views, generator)[None]  # (1, 3, size, size)
     lq = degrade(clean, DEGRADATIONS[PREVIEW_DEGRADATION], generator)
-    lq_latent = setup.encode(lq)
+    lq_latent = setup.encode_lq(lq)
     warned = False
 
     def restored_view(network: nn.Module) -> Tensor:

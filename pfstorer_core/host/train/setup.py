@@ -13,7 +13,9 @@ from torch import Tensor
 from ...errors import PFStorerError
 from ...training.devices import check_precision
 from ...training.identity import IdentityTrainingConfig
-from ..base import Base, base_of
+from ..base import Base, base_of, pooled_embedding
+from ..patch.model import restorer_wrapper
+from ..patch.supir import supir_vae
 from .from_model import scaled_encoder, training_schedule
 
 if TYPE_CHECKING:
@@ -52,9 +54,18 @@ class Setup:
         assert self.base.empty_prompt is not None  # `set_up` refuses others
         return self.base.empty_prompt[0][0][0].float().cpu().clone()
 
+    def pooled(self) -> Tensor | None:
+        """The `y` (1, P) beside it for a view, None where the UNet takes none."""
+        return pooled_embedding(self.model, self.base.empty_prompt, (self.size, self.size))
+
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to latents (B, C, h, w), scaled like the diffusion latents."""
         return scaled_encoder(self.model, self.vae)(images)
+
+    def encode_lq(self, images: Tensor) -> Tensor:
+        """The same for LQ pictures, for which some restorers have an encoder of their own."""
+        vae = supir_vae(restorer_wrapper(self.model).restorer, self.vae)
+        return scaled_encoder(self.model, vae)(images)
 
 
 def set_up(

@@ -1,11 +1,13 @@
 """Training of a base restorer on photos, through the host's own MODEL, CLIP and VAE."""
 
+import dataclasses
 import hashlib
 
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from PIL import Image
+from tiny_models import image
 
 from pfstorer_core.degradation.presets import PRESETS
 from pfstorer_core.drawn.portraits import portrait_set
@@ -13,6 +15,7 @@ from pfstorer_core.errors import PFStorerError
 from pfstorer_core.host.load.bundled import load_bundled
 from pfstorer_core.host.load.folders import MINI_RESTORER_PATH
 from pfstorer_core.host.load.restorer import load_base_restorer
+from pfstorer_core.host.restoring.restore import restore
 from pfstorer_core.host.train.base import BaseTraining, NewRestorer, Pairs, train_base_restorer
 from pfstorer_core.host.train.from_model import training_schedule
 from pfstorer_core.pictures.photos import list_photos
@@ -49,15 +52,15 @@ def hash_of(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def train(photos, out, steps=3, **settings):
-    checkpoint = load_bundled(MINI_RESTORER_PATH)
+def train(photos, out, steps=3, checkpoint=None, encoder=ENCODER, **settings):
+    checkpoint = checkpoint or load_bundled(MINI_RESTORER_PATH)
     model = checkpoint[0]
     before = hash_of(model.model.diffusion_model)
     source = PhotoViews(list_photos([photos]), 64)
     loop = LoopConfig(steps=steps, sample_every=steps, warmup_steps=0)
     restorer, done = train_base_restorer(
         checkpoint,
-        NewRestorer("trained", ENCODER, {"hidden": 16}),
+        NewRestorer("trained", encoder, {"hidden": 16}),
         Pairs(source, [(1.0, PRESETS["medium"])], capacity=16),
         BaseTraining(loop, BaseTrainingConfig(batch=4), **settings),
         out,
@@ -79,6 +82,18 @@ def test_trained_restorer_is_a_file_that_loads(photos, tmp_path):
     assert again.sites == restorer.sites
     for site in again.sites:
         assert torch.equal(again.sft(site).mlp_gamma.weight, restorer.sft(site).mlp_gamma.weight)
+
+
+def test_stable_diffusion_xl_takes_its_pooled_text_along(photos, tmp_path):
+    from tiny_supir import sdxl  # skips where ComfyUI has no SUPIR
+
+    checkpoint = sdxl()
+    encoder = dataclasses.replace(ENCODER, in_channels=4)
+    restorer, _ = train(photos, tmp_path / "out", 2, checkpoint, encoder)
+    assert restorer.info.context_dim == checkpoint[0].model.model_config.unet_config["context_dim"]
+    save(restorer, tmp_path / "trained.safetensors")
+    model, _, vae = load_base_restorer(tmp_path / "trained.safetensors", loaded=checkpoint)
+    assert restore(model, vae, image((64, 64)), steps=1).isfinite().all()
 
 
 def test_interrupted_run_goes_on_to_the_same_result(photos, tmp_path):
