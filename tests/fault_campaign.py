@@ -5,7 +5,8 @@
     python tests/fault_campaign.py --quick          # a few cases of each
 
 Runs in ComfyUI's environment (scripts/setup_host.py makes one), on Linux or macOS. Parts named
-kills and queueing start real servers. Writes a Markdown table and ends with 1 if anything was lost.
+archives, kills and queueing start real servers, archives with Ray. Writes a Markdown table and
+ends with 1 if anything was lost.
 """
 
 from __future__ import annotations

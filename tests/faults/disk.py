@@ -24,7 +24,7 @@ def run(settings: Settings) -> list[Outcome]:
     command += ["--seed", str(settings.seed), "--folder", str(settings.workspace / "disk")]
     command += [] if settings.quick else ["--train"]
     done = subprocess.run(
-        [*_mounting(), *command], capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*mounting(), *command], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     tallies: dict[str, Tally] = {}
     for line in (json.loads(x) for x in done.stdout.splitlines() if x.startswith("{")):
@@ -38,7 +38,7 @@ def run(settings: Settings) -> list[Outcome]:
     return [tally.outcome() for tally in tallies.values()]
 
 
-def _mounting() -> list[str]:
+def mounting() -> list[str]:
     """Returns what gives a command file systems of its own; nothing where that is not allowed."""
     for options in (["--mount"], ["--mount", "--map-root-user"]):
         command = ["unshare", *options]

@@ -10,7 +10,7 @@ from fault_campaign import full_report, main, part_names
 from faults.report import Outcome, Settings, Tally, markdown_table
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and forks as on Linux and macOS")
-SERVED = {"kills", "queueing"}  # parts that start servers of their own
+SERVED = {"archives", "kills", "queueing"}  # parts that start servers of their own
 
 
 def lost(outcomes: list[Outcome]) -> list[str]:

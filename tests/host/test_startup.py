@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from archive import unpack
 from comfyui_server import PACK
 from environments import requirement_lines, requirement_name
+from registry_archive import unpack
 from setup_host import REPO
 
 HEAVY = {

@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from archive import archived_files
+from registry_archive import archived_files
 from setup_host import REPO
 
 LARGEST = 46_000_000  # bytes; the bundled weights are 41 million of them
