@@ -106,7 +106,7 @@ def _check_identities(
     if settings.masked_only and all(identity.mask is None for identity in identities):
         raise PFStorerError(
             "Only masked faces shall be restored, but no identity has a mask; connect masks to "
-            "'Apply Personalization', or switch masked_only off."
+            "'Apply Personalization', or switch 'only in masks' (masked_only) off."
         )
 
 
