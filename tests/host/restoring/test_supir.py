@@ -1,5 +1,6 @@
 """Tiled Restore with core SUPIR: its picture in place of the one that the MODEL came with."""
 
+import dataclasses
 from typing import Any
 
 import comfy.sample
@@ -21,6 +22,7 @@ from pfstorer_core.host.patch.supir import (
     supir_vae,
 )
 from pfstorer_core.host.restoring.person_check import check_persons
+from pfstorer_core.identities.likeness import LikenessScale
 
 PICTURE = (64, 96)
 SETTINGS: dict[str, Any] = {"steps": 2, "cfg": 2.0, "seed": 1, "color_fix": "none"}
@@ -104,7 +106,9 @@ def test_several_pictures_and_an_adapter(loaded: Any) -> None:
 
 def test_the_person_check_runs(loaded: Any) -> None:
     model, _, vae = loaded
-    applied = host.apply_identity(model, random_adapter(model))
+    adapter = random_adapter(model)
+    adapter.info = dataclasses.replace(adapter.info, likeness=LikenessScale(0.5, 0.1))
+    applied = host.apply_identity(model, adapter)
     (check,) = check_persons(applied, vae, image((64, 64)).movedim(-1, 1))
     assert check.scores.isfinite().all()
 
