@@ -60,7 +60,7 @@ def restore_a_person(folder: Path) -> Image.Image:
 
 def family_photo(folder: Path) -> Image.Image:
     """LQ and restored group photo, one below the other, in a square."""
-    rows = opened(folder, "family_side_by_side")
+    rows = opened(folder, "side_by_side")
     rows = rows.crop((0, 0, rows.width, rows.height * 2 // 3))
     page = Image.new("RGB", (SIDE, SIDE), "#202024")
     height = SIDE * rows.height // rows.width
