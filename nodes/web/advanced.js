@@ -2,8 +2,9 @@
  * Hides advanced widgets on the canvas, and puts a button under the others that shows them.
  *
  * The frontend's Vue nodes do both themselves; on the canvas it marks no widget as advanced, and
- * leaves room for those that are marked and not shown, so they are hidden here as well. Order and values of the widgets stay as they are, so that
- * saved workflows, in which values go by position, open as ever. The button is last and not saved.
+ * leaves room for those that are marked and not shown, so they are hidden here as well. Order and
+ * values of the widgets stay as they are, so that saved workflows, in which values go by position,
+ * open as ever. The button is last and not saved.
  */
 import { app } from "../../scripts/app.js";
 

@@ -109,6 +109,11 @@ class IdentityAdapter(nn.Module):
         return adapter
 
     @property
+    def person(self) -> str:
+        """What the user calls the person, or "unnamed"."""
+        return self.info.name or "unnamed"
+
+    @property
     def sites(self) -> tuple[str, ...]:
         """The UNet blocks that have a personalization block."""
         return tuple(self.info.site_channels)

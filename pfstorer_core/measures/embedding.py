@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import PFStorerError
-from ..ranges import lists_to_tuples
+from ..weights.networks import sizes_from
 
 _UNSHUFFLE = 2  # pixels per axis that become channels of the first layer
 _LARGEST = 4096  # of any size, so that a damaged file cannot ask for all memory
@@ -61,12 +61,7 @@ class EmbeddingConfig:
         Raises:
             PFStorerError: an unknown name or an impossible size.
         """
-        try:
-            return cls(**lists_to_tuples(values))
-        except (TypeError, AttributeError) as error:
-            raise PFStorerError(
-                f"The embedding's sizes cannot be read ({error}); get the file again."
-            ) from error
+        return sizes_from(cls, values, "The embedding's")
 
 
 class _ResidualBlock(nn.Module):

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from ..errors import PFStorerError, first_line
 from ..pictures.resizing import resize_bicubic
 from ..pictures.values import unit_range
-from ..weights.checks import check_numbers, check_shapes
 from ..weights.described import DescribedKind
+from ..weights.networks import with_weights
 from ..weights.reading import read_weights
 from ..weights.writing import write_safetensors
 from .embedding import EmbeddingConfig, EmbeddingNetwork
@@ -154,14 +154,7 @@ def load_embedding(path: str | os.PathLike[str] | None = None) -> IdentityEmbedd
             f"'{path.name}' holds no identity embedding; choose one that this plugin wrote or an "
             "ArcFace network as .onnx."
         )
-    # On "meta" nothing is allocated before the file's own tensors are known to fit.
-    with torch.device("meta"):
-        network = EmbeddingNetwork(config)
-    given = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
-    check_shapes(subject, given, network.state_dict(), "identity embedding")
-    weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in given.items()}
-    check_numbers(subject, weights)
-    network.load_state_dict(weights, assign=True)
+    network = with_weights(lambda: EmbeddingNetwork(config), tensors, subject, "identity embedding")
     return NetworkEmbedding(network)
 
 

@@ -16,8 +16,8 @@ from torchvision.ops import box_iou
 
 from ..errors import PFStorerError
 from ..pictures.resizing import resize_bicubic
-from ..weights.checks import check_numbers, check_shapes
 from ..weights.described import DescribedKind
+from ..weights.networks import with_weights
 from ..weights.reading import read_weights
 from ..weights.writing import write_safetensors
 from .found import FoundHead, in_reading_order
@@ -228,14 +228,7 @@ def load_head_finder(
             f"'{path.name}' holds no head detector; choose one that "
             "scripts/train_detector.py wrote."
         )
-    # On "meta" nothing is allocated before the file's own tensors are known to fit.
-    with torch.device("meta"):
-        network = HeadNetwork(config)
-    given = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
-    check_shapes(subject, given, network.state_dict(), "head detector")
-    weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in given.items()}
-    check_numbers(subject, weights)
-    network.load_state_dict(weights, assign=True)
+    network = with_weights(lambda: HeadNetwork(config), tensors, subject, "head detector")
     network = _without_norms(network.eval().requires_grad_(False))
     return HeadDetector(network.to(device), threshold)
 

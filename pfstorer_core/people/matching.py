@@ -110,6 +110,21 @@ def _best(gains: Tensor) -> tuple[list[int | None], float]:
     return found, float(padded[rows, columns].sum())
 
 
+def split_choices(text: str) -> list[str]:
+    """Returns the choices that a user wrote, each such as "2=Anna"."""
+    parts = (part.strip() for part in text.replace(";", ",").replace("\n", ",").split(","))
+    return [part for part in parts if part]
+
+
+def no_such_head(choice: str, heads: int) -> PFStorerError:
+    """Returns the error of a choice that names a head beyond those that were found."""
+    number = choice.partition("=")[0].strip()
+    return PFStorerError(
+        f"The choice '{choice}' names head {number}, but {heads} were found; take a number that "
+        "the picture of the heads shows."
+    )
+
+
 def parse_choices(
     text: str, names: Sequence[str], heads: int, first: int = 1
 ) -> dict[int, int | None]:
@@ -129,21 +144,16 @@ def parse_choices(
             adapters have, or a head or an adapter that is chosen twice.
     """
     found: dict[int, int | None] = {}
-    for part in text.replace(";", ",").replace("\n", ",").split(","):
-        if not part.strip():
-            continue
+    for part in split_choices(text):
         number, equals, name = (x.strip() for x in part.partition("="))
         if not equals or not number.isdecimal() or not name:
             raise PFStorerError(
-                f"The choice '{part.strip()}' cannot be read; write the number of a head, '=' and "
+                f"The choice '{part}' cannot be read; write the number of a head, '=' and "
                 f"a name or '{NOBODY_WORD}', such as '2=Anna, 3={NOBODY_WORD}'."
             )
         head = int(number) - first
         if not 0 <= head < heads:
-            raise PFStorerError(
-                f"The choice '{part.strip()}' names head {number}, but {heads} were found; take a "
-                "number that the picture of the heads shows."
-            )
+            raise no_such_head(part, heads)
         if head in found:
             raise PFStorerError(f"Head {number} is chosen twice; leave one of the choices out.")
         adapter = _adapter_called(name, names)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import PFStorerError
-from ..ranges import lists_to_tuples
+from ..weights.networks import sizes_from
 
 STRIDE = 4  # pixels per cell and axis
 _LARGEST = 1024  # of any size, so that a damaged file cannot ask for all memory
@@ -56,12 +56,7 @@ class HeadNetworkConfig:
         Raises:
             PFStorerError: an unknown name or an impossible size.
         """
-        try:
-            return cls(**lists_to_tuples(values))
-        except (TypeError, AttributeError) as error:
-            raise PFStorerError(
-                f"The head detector's sizes cannot be read ({error}); get the file again."
-            ) from error
+        return sizes_from(cls, values, "The head detector's")
 
 
 class HeadMaps(NamedTuple):

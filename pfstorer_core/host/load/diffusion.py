@@ -116,6 +116,12 @@ def _stored(path: Path) -> Mapping[str, Any]:
 
 
 def digests_of(weights: Mapping[str, Any], model: Any) -> tuple[str, ...]:
+    """Returns the digests of stored weights, of the MODEL's own where some are not known.
+
+    Args:
+        weights: as they lie in the file, by their names in the UNet.
+        model: the MODEL that they made.
+    """
     stored = {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
     if len(stored) < len(DIGESTED):  # named in another way, or not known
         stored = model.model.diffusion_model.state_dict()

@@ -65,6 +65,6 @@ def gamma_report(model: Any) -> list[str]:
     lines = []
     for number, identity in enumerate(restorer_wrapper(model).identities, 1):
         if identity.gammas is not None:
-            name = identity.adapter.info.name or "unnamed"
+            name = identity.adapter.person
             lines.append(f"Identity {number} ({name}): gamma {identity.gamma_text}")
     return lines

@@ -70,7 +70,7 @@ def match_people(
             f"There are photos of {len(photos)} people for {len(adapters)} adapters; give photos "
             "for each adapter, in their order."
         )
-    names = [adapter.info.name or "unnamed" for adapter in adapters]
+    names = [adapter.person for adapter in adapters]
     chosen = parse_choices(choices, names, len(heads), first)
     image = checked_pictures(image)
     evidence = torch.full((len(heads), len(adapters)), torch.nan)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import PFStorerError
 from ...identities.adapter import IdentityAdapter
-from ...people.matching import Match
+from ...people.matching import Match, no_such_head, split_choices
 from ...people.people import FoundPeople
 from ..feedback import RestoreReport
 from ..images import split_alpha
@@ -88,7 +88,7 @@ def personalize_people(
         if numbers:
             model = apply_identity(model, adapter, gamma, people.mask_of(numbers))
     labels = [
-        f"{number} {'?' if found.adapter is None else _name(adapters[found.adapter])}"
+        f"{number} {'?' if found.adapter is None else adapters[found.adapter].person}"
         for number, found in enumerate(matches, 1)
     ]
     report.add(_unknown(matches))
@@ -116,19 +116,15 @@ def _by_picture(choices: str, people: FoundPeople) -> list[str]:
         return [choices]
     parts: list[list[str]] = [[] for _ in people.heads]
     of = {number: picture for number, picture, _ in people.numbered()}
-    for part in choices.replace(";", ",").replace("\n", ",").split(","):
+    for part in split_choices(choices):
         number = part.partition("=")[0].strip()
-        if number.isdecimal() and int(number) not in of:
-            raise PFStorerError(
-                f"The choice '{part.strip()}' names head {number}, but {people.count} were found; "
-                "take a number that the picture of the heads shows."
-            )
-        parts[of.get(int(number), 0) if number.isdecimal() else 0].append(part)
+        if not number.isdecimal():
+            parts[0].append(part)  # where it is refused
+        elif int(number) in of:
+            parts[of[int(number)]].append(part)
+        else:
+            raise no_such_head(part, people.count)
     return [",".join(some) for some in parts]
-
-
-def _name(adapter: IdentityAdapter) -> str:
-    return adapter.info.name or "unnamed"
 
 
 def _unknown(matches: Sequence[Match]) -> list[str]:

@@ -94,7 +94,7 @@ def check_persons(model: Any, vae: Any, images: Tensor, sigma: float = SIGMA) ->
         faces = torch.cat([face for face in found if face is not None])
         scores[shown] = scale.relative(Likeness(model, vae, faces, sigma).of(identity))
         limits[shown] = limits_of(degradation_level(faces))
-        name = identity.adapter.info.name or "unnamed"
+        name = identity.adapter.person
         checks.append(PersonCheck(number, name, scores, limits))
     return checks
 

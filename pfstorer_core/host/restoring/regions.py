@@ -109,7 +109,7 @@ def mask_report(
     lines = []
     tiles = layout.tiles
     for number, identity in enumerate(identities, 1):
-        name = identity.adapter.info.name or "unnamed"
+        name = identity.adapter.person
         text = f"Identity {number} ({name}), gamma {identity.gamma_text}: "
         if identity.mask is None:
             text += "everywhere that is restored"
