@@ -8,13 +8,12 @@ from torch import Tensor
 from ..pfstorer_core.errors import PFStorerError
 from ..pfstorer_core.host.feedback import show_text
 from ..pfstorer_core.host.images import split_alpha
-from ..pfstorer_core.host.load.folders import file_state
 from ..pfstorer_core.host.measure.judge import (
     AUTOMATIC,
     FACES,
     choose_judge,
-    chosen_file,
     embedding_choices,
+    embedding_state,
 )
 from ..pfstorer_core.measures.comparison import compare
 from ..pfstorer_core.measures.figures import LPIPS, PSNR, SIMILARITY, SSIM
@@ -129,8 +128,7 @@ class Compare(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, embedding: Any, **others: Any) -> Any:
         """Returns name, time and size of the embedding's file, so that a changed one is loaded."""
-        path = chosen_file(embedding[0])
-        return None if path is None else file_state(path)
+        return embedding_state(embedding[0])
 
     @classmethod
     def execute(
@@ -161,8 +159,10 @@ class Compare(io.ComfyNode):
             find_faces=judge.find_faces,
             progress=progress_bar(cls.hidden.unique_id),
         )
+        missing = judge.missing if references else ""
+        without = [f"The identity similarity is left out: {missing}"] if missing else []
         # First, because the node shows the first notes.
-        comparison.notes[:0] = [*sheet_notes(comparison), *(judge.notes if references else ())]
+        comparison.notes[:0] = [*sheet_notes(comparison), *without]
         show_text(str(cls.hidden.unique_id), "\n".join(comparison.lines()))
         picture = sheet(comparison).movedim(0, -1)[None]  # (1, H, W, 3)
         return io.NodeOutput(

@@ -1,5 +1,6 @@
 """Nodes for pictures of several people: who is who, and each restored as himself."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -7,18 +8,17 @@ from torch import Tensor
 
 from ..pfstorer_core.host import restore
 from ..pfstorer_core.host.feedback import RestoreReport
+from ..pfstorer_core.host.measure.judge import AUTOMATIC, embedding_state
 from ..pfstorer_core.host.patch.applied import AUTO
 from ..pfstorer_core.host.people.finders import find_people
 from ..pfstorer_core.host.people.personalize import PersonalizedPeople, personalize_people
 from ..pfstorer_core.host.restoring.settings import limits_of
-from ..pfstorer_core.identities.adapter import IdentityAdapter
 from ..pfstorer_core.people.people import FoundPeople
 from .find_people import People, preview_of
-from .identity import Identity
+from .known_people import KnownPeople, adapter_inputs, recognition_inputs
 from .lists import paired
 from .restore import MAX_SCALE, MODEL_TOOLTIP, VAE_TOOLTIP
 
-MOST_ADAPTERS = 24
 PREVIEW_TOOLTIP = "The picture with each head outlined, with its number and who it is."
 
 
@@ -44,10 +44,11 @@ class MatchPeople(io.ComfyNode):
                 io.Vae.Input("vae", tooltip=VAE_TOOLTIP),
                 io.Image.Input("image", tooltip="The picture in which the people were found."),
                 People.Input("people", tooltip="What Find People found in it."),
-                _adapters(),
+                adapter_inputs(),
                 _choices(),
                 _gamma(),
                 _auto_gamma(),
+                *recognition_inputs(),
             ],
             outputs=[
                 io.Model.Output(
@@ -66,12 +67,24 @@ class MatchPeople(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, adapters: dict[str, list[Any]], **inputs: list[Any]) -> io.NodeOutput:
+    def fingerprint_inputs(cls, embedding: Any = (AUTOMATIC,), **others: Any) -> Any:
+        """Returns name, time and size of the embedding's file, so that a changed one is loaded."""
+        return embedding_state(embedding[0])
+
+    @classmethod
+    def execute(
+        cls,
+        adapters: dict[str, list[Any]],
+        photos: dict[str, list[Any]] | None = None,
+        embedding: Sequence[str] = (AUTOMATIC,),
+        **inputs: list[Any],
+    ) -> io.NodeOutput:
         """Matches them; inputs are lists so that all adapters are seen together."""
         matched = []
+        known = KnownPeople(adapters, photos, embedding)
         for given in paired(**inputs):
             report = RestoreReport(cls.hidden.unique_id)
-            found = _personalized(given, given["people"], _joined(adapters), report)
+            found = _personalized(given, given["people"], known, report)
             preview = preview_of(given["image"], found.people, found.labels)
             matched.append((found.model, preview, "\n".join(report.lines)))
         models, previews, reports = (list(x) for x in zip(*matched, strict=True))
@@ -100,7 +113,7 @@ class RestorePeople(io.ComfyNode):
                 io.Model.Input("model", tooltip=MODEL_TOOLTIP),
                 io.Vae.Input("vae", tooltip=VAE_TOOLTIP),
                 io.Image.Input("image", tooltip="The old picture; a batch or a list works."),
-                _adapters(),
+                adapter_inputs(),
                 io.Float.Input(
                     "scale",
                     default=1.0,
@@ -140,6 +153,7 @@ class RestorePeople(io.ComfyNode):
                         "boxes or SEGS of other nodes."
                     ),
                 ),
+                *recognition_inputs(),
             ],
             outputs=[
                 io.Image.Output(is_output_list=True, tooltip="The restored picture."),
@@ -160,9 +174,21 @@ class RestorePeople(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, adapters: dict[str, list[Any]], **inputs: list[Any]) -> io.NodeOutput:
+    def fingerprint_inputs(cls, embedding: Any = (AUTOMATIC,), **others: Any) -> Any:
+        """Returns name, time and size of the embedding's file, so that a changed one is loaded."""
+        return embedding_state(embedding[0])
+
+    @classmethod
+    def execute(
+        cls,
+        adapters: dict[str, list[Any]],
+        photos: dict[str, list[Any]] | None = None,
+        embedding: Sequence[str] = (AUTOMATIC,),
+        **inputs: list[Any],
+    ) -> io.NodeOutput:
         """Restores the pictures; inputs are lists so that all adapters are seen together."""
-        results = [cls._restored(_joined(adapters), **given) for given in paired(**inputs)]
+        known = KnownPeople(adapters, photos, embedding)
+        results = [cls._restored(known, **given) for given in paired(**inputs)]
         pictures, masks, previews, reports = (list(x) for x in zip(*results, strict=True))
         return io.NodeOutput(
             pictures, masks, previews, reports, ui=ui.PreviewImage(previews[0], cls=cls)
@@ -171,7 +197,7 @@ class RestorePeople(io.ComfyNode):
     @classmethod
     def _restored(
         cls,
-        adapters: list[IdentityAdapter],
+        known: KnownPeople,
         scale: float,
         people: FoundPeople | None = None,
         **given: Any,
@@ -182,26 +208,11 @@ class RestorePeople(io.ComfyNode):
         report.status("looking for people")
         people = people or find_people(image)
         report.add(people.lines())
-        found = _personalized(given, people, adapters, report)
+        found = _personalized(given, people, known, report)
         settings = {name: given[name] for name in ("masked_only", "steps", "seed")}
         restored = restore(found.model, vae, image, scale=scale, report=report, **settings)
         preview = preview_of(image, people, found.labels)
         return restored, people.masks(), preview, "\n".join(report.lines)
-
-
-def _adapters() -> io.Autogrow.Input:
-    return io.Autogrow.Input(
-        "adapters",
-        template=io.Autogrow.TemplateNames(
-            Identity.Input("adapter"),
-            names=[f"adapter_{k}" for k in range(1, MOST_ADAPTERS + 1)],
-            min=1,
-        ),
-        tooltip=(
-            "The people who may be in the picture, each an adapter: what Train Identity Adapter or "
-            "Load Identity Adapter gives. There is always room for one more."
-        ),
-    )
 
 
 def _choices() -> io.String.Input:
@@ -237,15 +248,10 @@ def _auto_gamma() -> io.Boolean.Input:
     )
 
 
-def _joined(adapters: dict[str, list[Any]]) -> list[IdentityAdapter]:
-    """Returns all adapters of all sockets, of which each may bring a list."""
-    return [adapter for some in adapters.values() for adapter in some or () if adapter is not None]
-
-
 def _personalized(
     given: dict[str, Any],
     people: FoundPeople,
-    adapters: list[IdentityAdapter],
+    known: KnownPeople,
     report: RestoreReport,
 ) -> PersonalizedPeople:
     return personalize_people(
@@ -253,8 +259,9 @@ def _personalized(
         given["vae"],
         given["image"],
         people,
-        adapters,
+        known.adapters,
         choices=given["choices"],
         gamma=AUTO if given["auto_gamma"] else given["gamma"],
+        recognition=known.recognition,
         report=report,
     )

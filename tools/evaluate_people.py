@@ -16,6 +16,9 @@ behind them, each drawn with its people. "The network alone" gives the mean cosi
 true place to the training photos, through the same assignment; its limit is the one that is best
 for it on these very photos, which flatters it. Chance assigns at random.
 
+With --found the heads are those of the bundled detector in the scenes; of a head that it misses
+nothing is known. With --whole scenes are degraded as wholes.
+
 The figures are kept in OUT/people_LEVEL.pt: an interrupted run goes on with the next level, and
 several processes may measure different --levels.
 """
@@ -48,6 +51,8 @@ from pfstorer_core.degradation.presets import PRESETS as DEGRADATIONS
 from pfstorer_core.errors import PFStorerError
 from pfstorer_core.identities.adapter import IdentityAdapter
 from pfstorer_core.identities.likeness import LikenessScale
+from pfstorer_core.people.detector import load_head_finder
+from pfstorer_core.people.found import FoundHead
 from pfstorer_core.people.matching import assign
 from pfstorer_core.pictures.photos import list_photos
 
@@ -73,6 +78,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--most-strangers", type=int, default=32)
     add("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))
     add("--whole", action="store_true", help="degrade scenes as wholes: small heads lose most")
+    add("--found", action="store_true", help="heads as the bundled detector finds them")
     add("--unseen", nargs="+", default=[], metavar="PERSON", help="shown apart as well")
     add("--time", action="store_true", help="measure the time of 8 heads and 8 adapters instead")
     chosen, others = parser.parse_known_args(arguments)
@@ -107,11 +113,15 @@ class Measured:
         likeness: (N, A) see `host.people.evidence.likenesses`.
         cosines: (N, A) of the network.
         heights: (N,) of the heads in px.
+        found: (N,) whether the heads were found; all are where their true places are taken.
+        false_finds: () how many were found where there is no head.
     """
 
     likeness: Tensor
     cosines: Tensor
     heights: Tensor
+    found: Tensor
+    false_finds: Tensor
 
 
 class Trial:
@@ -182,20 +192,35 @@ class Trial:
 
         from pfstorer_core.host.people.evidence import likenesses
 
-        kept = self.options.out / f"people_{level}{'_whole' if self.options.whole else ''}.pt"
+        ways = [name for name in ("whole", "found") if getattr(self.options, name)]
+        kept = self.options.out / f"{'_'.join(['people', level, *ways])}.pt"
         if kept.is_file():
             return Measured(**torch.load(kept, weights_only=True))
         generator = torch.Generator().manual_seed(derive_seed(self.options.seed, level))
         order = torch.randperm(len(self.shots), generator=generator)
         count = len(self.shots), len(self.people)
-        found = Measured(torch.zeros(count), torch.zeros(count), torch.zeros(count[0]))
+        found = Measured(
+            torch.full(count, torch.nan),
+            torch.zeros(count),
+            torch.zeros(count[0]),
+            torch.ones(count[0], dtype=torch.bool),
+            torch.tensor(0),
+        )
         for part in order.split(SCENE_HEADS):
             cast = [self.shots[k] for k in part]
             shown = scene(cast, DEGRADATIONS[level], generator, self.options.whole)
-            model, vae = self.bench.model, self.bench.vae
-            with torch.inference_mode():
-                rows = likenesses(model, vae, shown.picture, shown.heads, self.adapters)
-            found.likeness[part] = rows.clone()
+            heads: list[FoundHead | None] = list(shown.heads)
+            if self.options.found:
+                heads, others = shown.found_by(load_head_finder())
+                found.false_finds += others
+            found.found[part] = torch.tensor([head is not None for head in heads])
+            there = part[found.found[part]]
+            if len(there):
+                model, vae = self.bench.model, self.bench.vae
+                with torch.inference_mode():
+                    asked = [head for head in heads if head is not None]
+                    rows = likenesses(model, vae, shown.picture, asked, self.adapters)
+                found.likeness[there] = rows.clone()
             rows = self.network.embed(shown.picture.expand(len(part), -1, -1, -1), shown.faces)
             found.cosines[part] = rows @ torch.stack([x.mean(0) for x in self.known()]).T
             heights = [head.box[3] - head.box[1] for head in shown.heads]
@@ -233,9 +258,12 @@ class Trial:
 
 def report(trial: Trial) -> str:
     """Returns the tables of all levels."""
-    rows = []
+    rows, finds = [], []
     for level in trial.options.levels:
         measured = trial.measured(level)
+        if trial.options.found:
+            missed, more = int((~measured.found).sum()), int(measured.false_finds)
+            finds.append(f"{level}: {missed} heads not found, {more} found where there is none.\n")
         for strangers in (False, True):
             casts = _casts(trial, strangers)
             for way, given in _ways(trial, measured, casts).items():
@@ -251,6 +279,7 @@ def report(trial: Trial) -> str:
         f"{len(trial.people)} people, {known} held-out photos of them and {heads - known} of "
         f"strangers at each level, heads of 48 to 128 px. {CASTS} casts of 3 to 6 heads each.\n\n"
         + markdown_table(header, rows)
+        + "".join(f"\n{line}" for line in finds)
     )
 
 

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from pfstorer_core.degradation.config import DegradationConfig
 from pfstorer_core.drawn.groups import degrade_people
 from pfstorer_core.host.restoring.regions import HEAD
-from pfstorer_core.people.found import FoundHead
+from pfstorer_core.people.found import FoundHead, HeadFinder
 from pfstorer_core.pictures.resizing import resize_bicubic
 
 from .faces import Face, FaceFinder
 
 HEADS = (48, 128)  # px, heights of heads in a scene
 PEOPLE = (3, 6)  # in a scene
+SAME = 0.4  # intersection over union of a find and the head that it is
 _FRAME = 128  # px: side of a portrait, for which degradations are made
 _HEAD_OF_FACE = 1.25  # height of a head with its hair over that from hairline to chin
 _WIDTH = 0.8  # of a head, over its height
@@ -59,6 +62,15 @@ class Scene:
     picture: Tensor
     heads: list[FoundHead]
     faces: list[Face]
+
+    def found_by(self, finder: HeadFinder) -> tuple[list[FoundHead | None], int]:
+        """Returns what a finder finds of each head, None for nothing, and how many finds more."""
+        finds = finder(self.picture[0])
+        boxes = torch.tensor([find.box for find in finds]).reshape(-1, 4).float()
+        shares = box_iou(torch.tensor([head.box for head in self.heads]).float(), boxes)
+        pairs = zip(*linear_sum_assignment(shares.numpy(), maximize=True), strict=True)
+        found = {int(head): finds[k] for head, k in pairs if shares[head, k] >= SAME}
+        return [found.get(k) for k in range(len(self.heads))], len(finds) - len(found)
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,13 @@ class Judge:
     Args:
         embedding: None leaves the identity similarity out.
         find_faces: see `comparison.compare`.
-        notes: sentences on why something is left out.
+        missing: why there is no embedding and what to do about it, as the second half of a
+            sentence; empty where there is one, or none is wanted.
     """
 
     embedding: IdentityEmbedding | None = None
     find_faces: FacePoints | None = None
-    notes: tuple[str, ...] = ()
+    missing: str = ""
 
 
 def embedding_choices() -> list[str]:
@@ -54,7 +55,17 @@ def chosen_file(choice: str) -> Path | None:
     return folders.embedding_path(names[0]) if names else None
 
 
-def choose_judge(choice: str, faces: str) -> Judge:
+def embedding_state(choice: str) -> tuple[str, int, int] | None:
+    """Returns what tells whether the file that a choice stands for has changed; None without one.
+
+    Raises:
+        PFStorerError: see `chosen_file`.
+    """
+    path = chosen_file(choice)
+    return None if path is None else folders.file_state(path)
+
+
+def choose_judge(choice: str, faces: str | None = None) -> Judge:
     """Loads what a choice of `embedding_choices` stands for.
 
     Real faces are compared by an ArcFace file of the user, which wants aligned face crops: faces
@@ -64,7 +75,7 @@ def choose_judge(choice: str, faces: str) -> Judge:
 
     Args:
         choice: one of `embedding_choices`.
-        faces: one of `FACES`.
+        faces: one of `FACES`; None looks for faces where that is not the user's choice.
 
     Raises:
         PFStorerError: the chosen file is missing, damaged, or needs a package that is missing.
@@ -77,27 +88,24 @@ def choose_judge(choice: str, faces: str) -> Judge:
     if path is None:
         folder = folder_paths.get_folder_paths(folders.EMBEDDING_FOLDER)[0]
         return Judge(
-            notes=(
-                "The identity similarity is left out: put an ArcFace network (.onnx) into "
-                f"{folder}, or choose '{MINI_EMBEDDING}' for pictures of the demo nodes.",
-            )
+            missing=f"put an ArcFace network (.onnx) into {folder}, or choose '{MINI_EMBEDDING}' "
+            "for pictures of the demo nodes."
         )
     try:
         embedding = load_embedding(path)
     except PFStorerError as error:
         if choice != AUTOMATIC:
             raise
-        return Judge(notes=(f"The identity similarity is left out: {error}",))
+        return Judge(missing=str(error))
     if path.suffix != ".onnx" or faces == WHOLE_PICTURES:
         return Judge(embedding)
     find_faces = face_points()
     if find_faces is None:
-        return Judge(
-            notes=(
-                f"The identity similarity is left out: '{path.name}' compares aligned face crops, "
-                "and there is nothing to find faces with; put ComfyUI's MediaPipe face model into "
-                f"models/{MODEL_FOLDER}, or choose '{WHOLE_PICTURES}' if all pictures are square "
-                "crops of one upright face.",
-            )
+        missing = (
+            f"'{path.name}' compares aligned face crops, and there is nothing to find faces with; "
+            f"put ComfyUI's MediaPipe face model into models/{MODEL_FOLDER}"
         )
+        if faces is not None:
+            missing += f", or choose '{WHOLE_PICTURES}' if all are square crops of an upright face"
+        return Judge(missing=f"{missing}.")
     return Judge(embedding, find_faces)

@@ -17,13 +17,12 @@ from ...people.found import FoundHead
 from ...people.matching import Match, match, match_table, parse_choices
 from ..base import base_of
 from ..feedback import RestoreReport
-from ..measure.judge import Judge
 from ..patch.applied import check_identity_fit
 from ..patch.apply_identity import apply_identity
 from ..patch.model import restorer_wrapper, set_identities
 from ..restoring.likeness import Likeness
 from ..restoring.person_check import head_picture, scale_of
-from .recognition import recognised
+from .recognition import Recognition
 
 # Logistic regression on photos of four real people, medium and extreme, and of strangers: nats for
 # the relative likeness and a constant; and where there are other adapters, for how far the likeness
@@ -41,8 +40,7 @@ def match_people(
     *,
     choices: str = "",
     first: int = 1,
-    judge: Judge | None = None,
-    photos: Sequence[Sequence[Tensor]] = (),
+    recognition: Recognition | None = None,
     report: RestoreReport | None = None,
 ) -> list[Match]:
     """Returns whose each head of a picture is, at most one head for each adapter.
@@ -55,9 +53,8 @@ def match_people(
         adapters: of people who may be in it.
         choices: what the user knows better, see `people.matching.parse_choices`.
         first: number of the first of these heads, in choices and report.
-        judge: a face recognition network, whose word is added; None does without.
-        photos: of each adapter's person (3, H, W) in [0, 1], for the network; none for who has
-            none. They are not kept.
+        recognition: a face recognition network, with photos of the adapters' people in their
+            order, whose word is added; None does without.
         report: gets the table of heads and adapters, and what is doubtful.
 
     Raises:
@@ -65,24 +62,26 @@ def match_people(
             is not known how its person looks to this base.
         InterruptProcessingException: the user stopped the prompt.
     """
-    if len(photos) not in (0, len(adapters)):
-        raise PFStorerError(
-            f"There are photos of {len(photos)} people for {len(adapters)} adapters; give photos "
-            "for each adapter, in their order."
-        )
     names = [adapter.person for adapter in adapters]
     chosen = parse_choices(choices, names, len(heads), first)
     image = checked_pictures(image)
     evidence = torch.full((len(heads), len(adapters)), torch.nan)
+    faceless: list[str] = []
     asked = [k for k in range(len(heads)) if k not in chosen]
     if asked and adapters:
         shown = [heads[k] for k in asked]
         evidence[asked] = evidence_of(likenesses(model, vae, image, shown, adapters))
-        if judge is not None and photos:
-            evidence[asked] += recognised(judge, photos, image, shown)
+        if recognition is not None:
+            said = recognition.evidence(image, shown)
+            evidence[asked] += said.nan_to_num(0.0)
+            faceless = [
+                str(first + k) for k, row in zip(asked, said, strict=True) if row.isnan().any()
+            ]
     found = match(evidence, chosen)
     if report is not None:
         report.add(match_table(found, names, first))
+        if faceless:
+            report.line(f"Face recognition found no face in: {', '.join(faceless)}")
     return found
 
 

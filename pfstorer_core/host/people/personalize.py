@@ -16,6 +16,7 @@ from ..feedback import RestoreReport
 from ..images import split_alpha
 from ..patch.apply_identity import apply_identity
 from .evidence import match_people
+from .recognition import Recognition
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def personalize_people(
     *,
     choices: str = "",
     gamma: float | Literal["auto"] = 1.0,
+    recognition: Recognition | None = None,
     report: RestoreReport | None = None,
 ) -> PersonalizedPeople:
     """Tells which adapter is whose, and applies each within the mask of the head.
@@ -58,6 +60,7 @@ def personalize_people(
         adapters: of people who may be in them.
         choices: what the user knows better, see `people.matching.parse_choices`.
         gamma: how strongly, as for `apply_identity`.
+        recognition: see `match_people`.
         report: gets the tables, and who was not recognised.
 
     Raises:
@@ -69,6 +72,8 @@ def personalize_people(
     _check(rgb, people, adapters)
     matches: list[Match] = []
     chosen = _by_picture(choices, people)
+    if recognition is not None:
+        report.add(recognition.lines([adapter.person for adapter in adapters]))
     for picture, (first, heads) in enumerate(zip(people.firsts(), people.heads, strict=True), 1):
         report.status("looking whose heads they are")
         if len(rgb) > 1:
@@ -81,6 +86,7 @@ def personalize_people(
             adapters,
             choices=chosen[picture - 1],
             first=first,
+            recognition=recognition,
             report=report,
         )
     for k, adapter in enumerate(adapters):

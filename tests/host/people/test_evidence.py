@@ -17,7 +17,7 @@ from pfstorer_core.host.base import RESTORER_KEY, base_of
 from pfstorer_core.host.feedback import RestoreReport
 from pfstorer_core.host.measure.judge import Judge
 from pfstorer_core.host.people.evidence import evidence_of, likenesses, match_people
-from pfstorer_core.host.people.recognition import recognised
+from pfstorer_core.host.people.recognition import Recognition
 from pfstorer_core.identities.likeness import LikenessScale
 from pfstorer_core.measures.similarity import load_embedding
 from pfstorer_core.people.found import FoundHead
@@ -158,24 +158,54 @@ def test_a_lack_of_memory_blocks_nothing(loaded, adapters, picture, caplog, most
 def test_a_recognition_network_has_a_say(loaded, adapters, picture) -> None:
     judge = Judge(load_embedding())  # knows drawn people
     photos = [list(portrait_set(number, 3, seed=5, size=SIDE)) for number in (1, 2)]
-    said = recognised(judge, photos, picture, HEADS)
+    recognition = Recognition(judge, photos)
+    said = recognition.evidence(picture, HEADS)
     assert said.shape == (3, 2) and said[0, 0] > 0 > said[0, 1] and said[1, 1] > 0 > said[1, 0]
-    assert not recognised(judge, [[], []], picture, HEADS).any()
-    assert not recognised(Judge(), photos, picture, HEADS).any()
-    assert recognised(judge, [photos[0], []], picture, HEADS)[:, 1].abs().max() == 0
+    assert recognition.lines(["Ada", "Ben"]) == ["Face recognition has photos of Ada, Ben"]
+    assert not Recognition(judge, [[], []]).evidence(picture, HEADS).any()
+    some = Recognition(judge, [photos[0], []])
+    assert some.evidence(picture, HEADS)[:, 1].abs().max() == 0
+    assert some.lines(["Ada", "Ben"]) == ["Face recognition has photos of Ada"]
     model, _, vae = loaded
     without = match_people(model, vae, picture, HEADS, adapters)
-    together = match_people(model, vae, picture, HEADS, adapters, judge=judge, photos=photos)
+    together = match_people(model, vae, picture, HEADS, adapters, recognition=recognition)
     for plain, found, part in zip(without, together, said, strict=True):
         torch.testing.assert_close(found.evidence, plain.evidence + part)
-    with pytest.raises(PFStorerError, match="photos of 1 people for 2 adapters"):
-        match_people(model, vae, picture, HEADS, adapters, judge=judge, photos=photos[:1])
 
 
-def test_where_no_face_is_found_the_network_says_nothing(picture) -> None:
-    judge = Judge(load_embedding(), find_faces=lambda picture: [])
+def test_where_there_is_no_network_the_report_says_why(picture) -> None:
     photos = [list(portrait_set(1, 2, seed=5, size=SIDE))]
-    assert not recognised(judge, photos, picture, HEADS).any()
+    without = Recognition(Judge(missing="put a network there."), photos)
+    assert not without.evidence(picture, HEADS).any()
+    (line,) = without.lines(["Ada"])
+    assert line == "Face recognition is left out: put a network there."
+    (line,) = Recognition(Judge(load_embedding()), [[]]).lines(["Ada"])
+    assert "connect photos of the people" in line
+
+
+def test_where_no_face_is_found_the_network_says_nothing(loaded, adapters, picture) -> None:
+    photos = [list(portrait_set(1, 2, seed=5, size=SIDE))]
+    blind = Recognition(Judge(load_embedding(), find_faces=lambda picture: []), photos)
+    assert not blind.evidence(picture, HEADS).any()
+    (line,) = blind.lines(["Ada"])
+    assert "found no face in the photos of Ada" in line
+
+    def large(photo: Tensor) -> list[Tensor]:
+        """Faces of whole portraits alone: those of 64 px, as the photos are."""
+        eyes_nose_mouth = [[0.34, 0.46], [0.66, 0.46], [0.5, 0.64], [0.37, 0.82], [0.63, 0.82]]
+        return [SIDE * torch.tensor(eyes_nose_mouth)] if photo.shape[-1] == SIDE else []
+
+    recognition = Recognition(Judge(load_embedding(), find_faces=large), photos)
+    assert bool(recognition.evidence(picture, HEADS).isnan().all())
+    model, _, vae = loaded
+    plain = match_people(model, vae, picture, HEADS, adapters[:1])
+    report = RestoreReport()
+    found = match_people(
+        model, vae, picture, HEADS, adapters[:1], recognition=recognition, report=report
+    )
+    for one, other in zip(plain, found, strict=True):
+        torch.testing.assert_close(one.evidence, other.evidence)
+    assert report.lines[-1] == "Face recognition found no face in: 1, 2, 3"
 
 
 def test_adapters_are_compared_with_each_other() -> None:

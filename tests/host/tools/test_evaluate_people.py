@@ -13,6 +13,7 @@ from torchvision.utils import save_image
 from pfstorer_core.degradation.presets import PRESETS
 from pfstorer_core.drawn.portraits import portrait_set
 from pfstorer_core.measures.similarity import MINI_EMBEDDING_PATH
+from pfstorer_core.people.found import FoundHead
 
 pytest.importorskip("dlib")
 
@@ -89,3 +90,14 @@ def test_the_tables(tmp_path: Path) -> None:
     assert measured.likeness.shape == (6, 2) and bool(measured.likeness.isfinite().all())
     assert (tmp_path / "out" / "people_medium.pt").is_file()
     assert report(trial) == text
+
+
+def test_heads_are_those_that_a_finder_finds(shown) -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole = scene(shown[:3], PRESETS["light"], generator, False)
+    first, second, _ = whole.heads
+    left, top, right, bottom = second.box
+    moved = FoundHead((left + 2, top + 2, right, bottom), second.mask)
+    elsewhere = FoundHead((0, 0, 5, 5), second.mask)
+    assert whole.found_by(lambda picture: [elsewhere, moved, first]) == ([first, moved, None], 1)
+    assert whole.found_by(lambda picture: []) == ([None] * 3, 0)
