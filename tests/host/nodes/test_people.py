@@ -1,5 +1,6 @@
 """The nodes for several people in this process, as ComfyUI's loader made them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from tiny_models import image, random_adapter, write_bundled
 from torch import Tensor
 
 from pfstorer_core import host
+from pfstorer_core.drawn.portraits import portrait_set
+from pfstorer_core.host.measure.judge import AUTOMATIC, MINI_EMBEDDING, NONE
 
 RESTORER = "tiny_people_nodes.safetensors"
 SIZE = (64, 96)
@@ -54,11 +57,15 @@ def listed(**values: Any) -> dict[str, list[Any]]:
     return {name: [value] for name, value in values.items()}
 
 
-def restore_people(pack: Any, loaded: Any, adapters: Any, **more: Any) -> Any:
+def restore_people(
+    pack: Any, loaded: Any, adapters: Any, lists: dict[str, Any] | None = None, **more: Any
+) -> Any:
     model, vae = loaded
     inputs = {"image": image(SIZE), "scale": 1.0, "masked_only": False, "steps": 2, "seed": 3}
     return pack.node("PFStorerRestorePeople").execute(
-        adapters=adapters, **listed(model=model, vae=vae, **{**inputs, **MATCH, **more})
+        adapters=adapters,
+        **listed(model=model, vae=vae, **{**inputs, **MATCH, **more}),
+        **(lists or {}),
     )
 
 
@@ -133,3 +140,58 @@ def test_the_size_may_be_named(pack: Any, loaded: Any, adapters: list[Any]) -> N
     )
     assert output.args[0][0].shape == (1, 128, 192, 3)
     assert "(automatic)" in output.args[3][0]
+
+
+def portraits(number: int) -> Tensor:
+    """Photos (4, 64, 64, 3) of a drawn person."""
+    return portrait_set(number, 4, seed=5, size=64).movedim(1, -1)
+
+
+def test_photos_and_a_network_help_to_tell_people_apart(
+    pack: Any, loaded: Any, adapters: list[Any]
+) -> None:
+    """The adapters are of random weights; the bundled network knows drawn people."""
+    picture = torch.cat([portrait_set(n, 1, seed=0, size=64) for n in (1, 2)], 3).movedim(1, -1)
+    heads = torch.zeros(2, 64, 128)
+    heads[0, 8:56, 12:52], heads[1, 8:56, 76:116] = 1, 1
+    people = find(pack, picture, masks=heads).args[0]
+    given = {"image": picture, "people": people, "choices": ""}
+    two = {"photos_1": [portraits(2)], "photos_2": [*portraits(1).split(1), None]}
+    sockets = {"adapter_1": [adapters[0]], "adapter_2": [adapters[1]]}
+
+    def report(adapters: Any, photos: Any, embedding: str) -> str:
+        more = {"photos": photos, "embedding": [embedding]}
+        return str(restore_people(pack, loaded, adapters, **given, lists=more).args[3][0])
+
+    plain = report(sockets, two, NONE)
+    assert "Face recognition" not in plain and report(sockets, None, AUTOMATIC) == plain
+    told = report(sockets, two, MINI_EMBEDDING)
+    assert "Face recognition has photos of Ada, Bob" in told
+    for head, person in ((1, "Bob"), (2, "Ada")):
+        assert evidence(told, head)[person] > evidence(plain, head)[person] + 1
+    listed = {"adapter_1": adapters}
+    assert report(listed, {"photos_1": [portraits(2), portraits(1)]}, MINI_EMBEDDING) == told
+    assert "left out: put an ArcFace network (.onnx) into" in report(sockets, two, AUTOMATIC)
+    assert "nothing to compare with" in report(sockets, {}, MINI_EMBEDDING)
+
+
+def evidence(report: str, head: int) -> dict[str, float]:
+    """The evidence of a head for each person, of a report."""
+    (line,) = re.findall(rf"^Head {head} \| (.*) \| ->", report, re.MULTILINE)
+    return {name: float(value) for name, value in (part.split(" ") for part in line.split(" | "))}
+
+
+def test_photos_belong_to_the_adapter_of_the_same_number(
+    pack: Any, loaded: Any, adapters: list[Any]
+) -> None:
+    people = find(pack, image(SIZE), masks=masks()).args[0]
+    one, all_of = {"adapter_1": [adapters[0]]}, {"adapter_1": adapters}
+    for sockets, photos, sentence in (
+        (one, {"photos_2": [portraits(1)]}, "photos at photos_2 but no adapter at adapter_2"),
+        (all_of, {"photos_1": [portraits(1)]}, r"2 adapters and photos_1 1 image\(s\)"),
+    ):
+        with pytest.raises(Exception, match=sentence):
+            restore_people(pack, loaded, sockets, people=people, lists={"photos": photos})
+    with pytest.raises(Exception, match="all people are recognised by one network"):
+        two = {"embedding": [NONE, MINI_EMBEDDING]}
+        restore_people(pack, loaded, one, people=people, lists=two)
