@@ -243,6 +243,7 @@ def _auto_gamma() -> io.Boolean.Input:
     return io.Boolean.Input(
         "auto_gamma",
         default=False,
+        advanced=True,
         display_name="choose how strongly",
         tooltip="Choose for each person how strongly, from how spoilt the face is.",
     )
