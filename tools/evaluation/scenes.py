@@ -66,11 +66,9 @@ class Scene:
     def found_by(self, finder: HeadFinder) -> tuple[list[FoundHead | None], int]:
         """Returns what a finder finds of each head, None for nothing, and how many finds more."""
         finds = finder(self.picture[0])
-        boxes = torch.tensor([find.box for find in finds]).reshape(-1, 4).float()
-        shares = box_iou(torch.tensor([head.box for head in self.heads]).float(), boxes)
-        pairs = zip(*linear_sum_assignment(shares.numpy(), maximize=True), strict=True)
-        found = {int(head): finds[k] for head, k in pairs if shares[head, k] >= SAME}
-        return [found.get(k) for k in range(len(self.heads))], len(finds) - len(found)
+        own = paired_finds(finds, self.heads)
+        heads = [None if k is None else finds[k] for k in own]
+        return heads, len(finds) - sum(k is not None for k in own)
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,17 @@ def shots(photos: Sequence[Tensor], finder: FaceFinder, who: int | None) -> list
     """Returns those of the photos (3, H, W) in which a face is found."""
     found = [(photo, finder.find(photo)) for photo in photos]
     return [Shot(who, photo, face) for photo, face in found if face is not None]
+
+
+def paired_finds(finds: Sequence[FoundHead], heads: Sequence[FoundHead]) -> list[int | None]:
+    """Returns which of the finds each true head is, None for none."""
+    boxes, truth = (
+        torch.tensor([head.box for head in some]).reshape(-1, 4).float() for some in (finds, heads)
+    )
+    shares = box_iou(truth, boxes)
+    pairs = zip(*linear_sum_assignment(shares.numpy(), maximize=True), strict=True)
+    found = {int(head): int(find) for head, find in pairs if shares[head, find] >= SAME}
+    return [found.get(k) for k in range(len(heads))]
 
 
 def draw_cast(shown: Sequence[Shot], strangers: bool, generator: torch.Generator) -> Cast:
