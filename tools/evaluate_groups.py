@@ -25,7 +25,6 @@ from evaluate import parse_options
 from evaluation.adapters import FULL, VARIANTS
 from evaluation.bench import Bench, gather_people
 from evaluation.people import derive_seed
-from evaluation.scenes import paired_finds
 from evaluation.tables import LEVELS, interval_text, markdown_table
 from in_process import use_comfyui
 from torch import Tensor
@@ -124,6 +123,8 @@ class Trial:
         return found
 
     def _photo(self, level: str, number: int) -> list[Outcome]:
+        from evaluation.scenes import paired_finds
+
         from pfstorer_core.host.people.evidence import match_people
 
         seed = derive_seed(self.options.seed, level, number)
