@@ -58,7 +58,6 @@ from pfstorer_core.pictures.photos import list_photos
 
 PHOTO_SIZE = 256  # px, of the held-out photos
 SCENE_HEADS = 6
-CASTS = 1000  # of a level, with and without strangers
 RESAMPLES = 200
 OURS, NETWORK, CHANCE = "restorer", "recognition network alone", "chance"
 BOTH = "restorer and network"
@@ -76,6 +75,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--strangers", type=Path, nargs="+", required=True, help="folders of photos")
     add("--most-strangers", type=int, default=32)
+    add("--casts", type=int, default=1000, help="of a level, with and without strangers")
     add("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))
     add("--whole", action="store_true", help="degrade scenes as wholes: small heads lose most")
     add("--found", action="store_true", help="heads as the bundled detector finds them")
@@ -277,7 +277,8 @@ def report(trial: Trial) -> str:
     header = ["degradation", "strangers", "by", *_CELLS]
     return (
         f"{len(trial.people)} people, {known} held-out photos of them and {heads - known} of "
-        f"strangers at each level, heads of 48 to 128 px. {CASTS} casts of 3 to 6 heads each.\n\n"
+        f"strangers at each level, heads of 48 to 128 px. {trial.options.casts} casts of 3 to 6 "
+        "heads each.\n\n"
         + markdown_table(header, rows)
         + "".join(f"\n{line}" for line in finds)
     )
@@ -302,7 +303,7 @@ def _casts(trial: Trial, strangers: bool) -> list[Any]:
     from evaluation.scenes import draw_cast
 
     found = []
-    for number in range(CASTS):
+    for number in range(trial.options.casts):
         seed = derive_seed(trial.options.seed, "cast", strangers, number)
         cast = draw_cast(trial.shots, strangers, torch.Generator().manual_seed(seed))
         if cast.offered:

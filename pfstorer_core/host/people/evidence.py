@@ -70,7 +70,7 @@ def match_people(
     asked = [k for k in range(len(heads)) if k not in chosen]
     if asked and adapters:
         shown = [heads[k] for k in asked]
-        evidence[asked] = evidence_of(likenesses(model, vae, image, shown, adapters))
+        evidence[asked] = evidence_of(likenesses(model, vae, image, shown, adapters, report))
         if recognition is not None:
             said = recognition.evidence(image, shown)
             evidence[asked] += said.nan_to_num(0.0)
@@ -103,11 +103,12 @@ def likenesses(
     image: Tensor,
     heads: Sequence[FoundHead],
     adapters: Sequence[IdentityAdapter],
+    report: RestoreReport | None = None,
 ) -> Tensor:
     """Returns how like the heads of an image (1, 3, H, W) are to the adapters' people, (F, A).
 
     0 is strangers, 1 the photos of the training; NaN where memory is too short for one head, and
-    for adapters that change nothing.
+    for adapters that change nothing. The report shows which adapter is looked for.
 
     Raises:
         PFStorerError: see `match_people`.
@@ -128,7 +129,12 @@ def likenesses(
     bar = comfy.utils.ProgressBar(len(adapters))
     looking = Likeness(model, vae, faces, on_batch=mm.throw_exception_if_processing_interrupted)
     columns = []
-    for adapter, scale in zip(adapters, scales, strict=True):
+    for number, (adapter, scale) in enumerate(zip(adapters, scales, strict=True), 1):
+        if report is not None:
+            report.status(
+                f"looking whose heads they are: {len(heads)} heads, adapter {number} of "
+                f"{len(adapters)}"
+            )
         (identity,) = restorer_wrapper(apply_identity(plain, adapter)).identities
         assert scale is not None
         columns.append(scale.relative(looking.of(identity)))

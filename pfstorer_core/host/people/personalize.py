@@ -75,7 +75,6 @@ def personalize_people(
     if recognition is not None:
         report.add(recognition.lines([adapter.person for adapter in adapters]))
     for picture, (first, heads) in enumerate(zip(people.firsts(), people.heads, strict=True), 1):
-        report.status("looking whose heads they are")
         if len(rgb) > 1:
             report.line(f"Picture {picture}:")
         matches += match_people(

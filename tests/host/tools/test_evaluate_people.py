@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluate_people import BOTH, CASTS, CHANCE, NETWORK, OURS, Trial, parse, report
+from evaluate_people import BOTH, CHANCE, NETWORK, OURS, Trial, parse, report
 from evaluation.faces import FaceFinder
 from evaluation.scenes import HEADS, PEOPLE, Shot, draw_cast, scene, shots
+from tiny_models import write_bundled
 from torchvision.utils import save_image
 
 from pfstorer_core.degradation.presets import PRESETS
@@ -79,13 +80,15 @@ def test_the_tables(tmp_path: Path) -> None:
     small = ["--people", str(tmp_path / "people"), "--strangers", str(tmp_path / "strangers")]
     small += ["--recognition", str(MINI_EMBEDDING_PATH), "--train-photos", "2", "--pictures", "2"]
     small += ["--training-steps", "4", "--preset", "quick", "--levels", "medium"]
+    small += ["--casts", "50"]
+    small += ["--restorer", str(write_bundled(tmp_path / "tiny.safetensors"))]
     options = parse([*small, "--out", str(tmp_path / "out")])
     text = report(trial := Trial(options))
     assert "2 people, 4 held-out photos of them and 2 of strangers" in text
     rows = [row.split(" | ") for row in re.findall(r"^\| (medium.*) \|$", text, re.MULTILINE)]
     ways = [OURS, BOTH, NETWORK, CHANCE]
     assert [row[1:3] for row in rows] == [[s, w] for s in ("without", "with") for w in ways]
-    assert [int(row[3]) for row in rows[:4]] == [2 * CASTS] * 4
+    assert [int(row[3]) for row in rows[:4]] == [2 * 50] * 4
     measured = trial.measured("medium")
     assert measured.likeness.shape == (6, 2) and bool(measured.likeness.isfinite().all())
     assert (tmp_path / "out" / "people_medium.pt").is_file()

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from evaluate_trust import GAMMAS, SIGMAS, Trial, gamma, guard, parse
+from tiny_models import write_bundled
 from torchvision.utils import save_image
 
 from pfstorer_core.drawn.portraits import portrait_set
@@ -11,7 +12,7 @@ from pfstorer_core.host.restoring import person_check
 from pfstorer_core.measures.similarity import MINI_EMBEDDING_PATH
 
 STRENGTHS = ["trace", "extreme"]
-SMALL = ["--preset", "quick", "--training-steps", "10", "--steps", "1", "--strengths", *STRENGTHS]
+SMALL = ["--preset", "quick", "--training-steps", "4", "--steps", "1", "--strengths", *STRENGTHS]
 FEW = [
     "--train-photos",
     "2",
@@ -33,7 +34,8 @@ def table(report: str, number: int = 0) -> list[list[str]]:
 
 
 def test_drawn_people(tmp_path: Path) -> None:
-    trial = Trial(parse([*SMALL, *FEW, "--out", str(tmp_path)]))
+    restorer = ["--restorer", str(write_bundled(tmp_path / "tiny.safetensors"))]
+    trial = Trial(parse([*SMALL, *FEW, *restorer, "--out", str(tmp_path)]))
     report = gamma(trial)
     rows = table(report)
     assert [row[1] for row in rows] == [*(f"{g:g}" for g in GAMMAS), "auto"] * len(STRENGTHS)
@@ -60,6 +62,7 @@ def test_photographed_people(tmp_path: Path) -> None:
             save_image(photo, tmp_path / "people" / name / f"{k}.png")
     people = ["--people", str(tmp_path / "people"), "--recognition", str(MINI_EMBEDDING_PATH)]
     small = [*SMALL, "--train-photos", "2", "--size", "64", "--out", str(tmp_path / "out")]
+    small += ["--restorer", str(write_bundled(tmp_path / "tiny.safetensors"))]
     report = gamma(Trial(parse([*small, *people])))
     assert [row[1] for row in table(report)][: len(GAMMAS)] == [f"{g:g}" for g in GAMMAS]
     assert len(list((tmp_path / "out" / "adapters").glob("*.safetensors"))) == 2
