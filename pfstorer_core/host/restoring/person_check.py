@@ -119,11 +119,14 @@ def _faces(images: Tensor, identity: AppliedIdentity, size: int) -> list[Tensor 
     return [face if face is None else resize_bicubic(face, (size, size)) for face in faces]
 
 
-def head_picture(image: Tensor, head: FoundHead, size: int) -> Tensor:
-    """Returns a head of an image (1, 3, H, W) framed as in training, (1, 3, size, size)."""
+def head_picture(image: Tensor, head: FoundHead, size: int, factor: float = 1.0) -> Tensor:
+    """Returns a head of an image (1, 3, H, W) framed as in training, (1, 3, size, size).
+
+    The factor is on the size of the head's box.
+    """
     left, top, right, bottom = head.box
     middle = (top + bottom) / 2, (left + right) / 2
-    face = _square(image, max(bottom - top, right - left) / HEAD, middle)
+    face = _square(image, factor * max(bottom - top, right - left) / HEAD, middle)
     return resize_bicubic(face, (size, size)).clamp(0, 1)
 
 

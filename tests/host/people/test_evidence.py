@@ -83,8 +83,8 @@ def test_what_the_user_says_is_not_measured(loaded, adapters, picture) -> None:
     assert [m.adapter for m in found] == [1, None, 0] and not seen
     assert {m.reason for m in found} == {CHOSEN}
     match_people(counted, vae, picture, HEADS, adapters, choices="2=nobody")
-    # two heads at once, for the base and each adapter, under two noises
-    assert seen == [2] * 6
+    # two heads in two framings at once, for the base and each adapter, under two noises
+    assert seen == [4] * 6
 
 
 def test_nobody_and_nothing(loaded, adapters, picture) -> None:
