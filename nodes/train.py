@@ -181,7 +181,7 @@ class TrainIdentityAdapter(io.ComfyNode):
                 io.Image.Output(
                     display_name="report",
                     is_output_list=True,
-                    tooltip="Loss curve; one photo degraded, restored with the adapter, clean.",
+                    tooltip="One photo degraded, restored with the adapter, clean; the loss curve.",
                 ),
             ],
         )

@@ -70,10 +70,7 @@ def family_photo(folder: Path) -> Image.Image:
 
 def train_once(folder: Path) -> Image.Image:
     """The curve and the pictures of a training."""
-    report = opened(folder, "training_report")
-    page = Image.new("RGB", (SIDE, SIDE), "#202024")
-    page.paste(report.resize((SIDE, SIDE * report.height // report.width)), (0, SIDE // 4))
-    return page
+    return opened(folder, "training_report").resize((SIDE, SIDE), Image.LANCZOS)
 
 
 def measure(folder: Path) -> Image.Image:

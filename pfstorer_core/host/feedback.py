@@ -108,7 +108,7 @@ class TrainingProgress:
         total: of so many.
         loss: of the last step; None before.
         seconds_left: estimate; None where there is none yet.
-        sheet: (3, H, W) in [0, 1], where there is a new one: loss curve; LQ, now, clean.
+        sheet: (3, H, W) in [0, 1], where there is a new one: LQ, now, loss curve, clean.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""Pictures of a running training: the loss curve above a sheet of restorations."""
+"""Pictures of a running training: a sheet of restorations with the loss curve."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, resize
+from torchvision.utils import make_grid
 
 _BACKGROUND = (24, 24, 27)
 _GRID = (63, 63, 70)
@@ -53,20 +54,21 @@ def loss_curve(losses: Sequence[float], steps: int, width: int, height: int) -> 
 
 
 def report_sheet(losses: Sequence[float], steps: int, pictures: Tensor) -> Tensor:
-    """The loss curve above pictures side by side.
+    """LQ and now, and below them the loss curve and clean: large on a node that is narrow.
 
     Args:
         losses, steps: see `loss_curve`.
-        pictures: (N, 3, H, W) in [0, 1], such as LQ, now and clean.
+        pictures: (3, 3, side, side) in [0, 1]: LQ, now and clean.
 
     Returns:
-        (3, H', W') in [0, 1], each picture at least 128 pixels high.
+        (3, 2 * shown, 2 * shown) in [0, 1], where shown is the side, but 128 pixels at least.
     """
-    side = max(128, pictures.shape[2])
-    if side != pictures.shape[2]:
-        pictures = resize(pictures, [side, side], antialias=True).clamp(0, 1)
-    row = torch.cat(list(pictures), -1)  # (3, side, N * side)
-    return torch.cat([loss_curve(losses, steps, row.shape[-1], side // 2), row], 1)
+    shown = max(128, pictures.shape[2])
+    if shown != pictures.shape[2]:
+        pictures = resize(pictures, [shown, shown], antialias=True).clamp(0, 1)
+    lq, now, clean = pictures
+    curve = loss_curve(losses, steps, shown, shown).to(pictures)
+    return make_grid([lq, now, curve, clean], nrow=2, padding=0)
 
 
 def _smoothed(values: Tensor, share: float = 0.05) -> Tensor:

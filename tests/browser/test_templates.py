@@ -173,7 +173,7 @@ def test_a_training_shows_its_preview_and_line_while_it_runs(
     shoot(frontend, screenshots / f"{name} run.png")
 
     preview, texts = frontend.seen()
-    assert preview == [768, 384], "the loss curve above three pictures, enlarged by the host"
+    assert preview == [768, 768], "three pictures and the loss curve, enlarged by the host"
     assert any(text.startswith("Preparing views") for text in texts)
     assert any("of 24, loss 0." in text and text.endswith(" left") for text in texts)
 

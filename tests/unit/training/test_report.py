@@ -51,16 +51,14 @@ def test_one_outlier_does_not_flatten_the_rest() -> None:
 
 
 @pytest.mark.parametrize(("side", "shown"), [(32, 128), (128, 128), (160, 160)])
-def test_a_sheet_is_the_curve_above_the_pictures(side: int, shown: int) -> None:
+def test_a_sheet_shows_now_beside_lq_and_above_clean(side: int, shown: int) -> None:
     pictures = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     sheet = report_sheet([0.5, 0.4, 0.3], 10, pictures)
-    assert sheet.shape == (3, shown // 2 + shown, 3 * shown)
+    assert sheet.shape == (3, 2 * shown, 2 * shown)
     assert 0 <= sheet.min() and sheet.max() <= 1
-    curve = loss_curve([0.5, 0.4, 0.3], 10, 3 * shown, shown // 2)
-    assert torch.equal(sheet[:, : shown // 2], curve)
-    row = sheet[:, shown // 2 :]
-    for number, picture in enumerate(pictures):
-        part = row[:, :, number * shown : (number + 1) * shown]
+    lq, now, curve, clean = (part for row in sheet.chunk(2, 1) for part in row.chunk(2, 2))
+    assert torch.equal(curve, loss_curve([0.5, 0.4, 0.3], 10, shown, shown))
+    for part, picture in zip((lq, now, clean), pictures, strict=True):
         torch.testing.assert_close(part.mean((1, 2)), picture.mean((1, 2)), rtol=0, atol=0.02)
         if side == shown:
             assert torch.equal(part, picture)
