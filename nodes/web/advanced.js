@@ -33,8 +33,8 @@ app.registerExtension({
         this.showAdvanced = advanced.some(
           (widget) => widget.value !== defaults.get(widget) || linked.has(widget.name)
         );
+        if (!this.showAdvanced) this.setSize([this.size[0], this.computeSize()[1]]);
       }
-      if (!this.showAdvanced) this.setSize([this.size[0], this.computeSize()[1]]);
     };
   },
 });

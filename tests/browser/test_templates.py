@@ -1,3 +1,4 @@
+import json
 import time
 from pathlib import Path
 
@@ -22,6 +23,11 @@ CLICKS = 6  # to the first own photo, that in the system's dialog counted
 SHOWN_SIZES = """() => app.graph._nodes.find(n => n.type === "SaveImage").imgs.map(
     image => [image.naturalWidth, image.naturalHeight]
 )"""
+COMPARED = """() => {
+    const node = app.graph._nodes.find(n => n.type === "ImageCompare");
+    const {beforeImages, afterImages} = node.widgets[0].value;
+    return beforeImages.length === 1 && afterImages.length === 1 && node.widgets[0].hidden;
+}"""
 OUTPUTS = "[...document.querySelectorAll('img')].filter(i => i.src.includes('pfstorer')).length"
 
 
@@ -96,12 +102,18 @@ def test_the_first_own_photo_takes_six_clicks(
     print(f"{clicks} clicks, {time.monotonic() - started:.0f} s")
     assert clicks <= CLICKS
     assert page.evaluate(SHOWN_SIZES) == [[80, 96]]
+    assert page.evaluate(COMPARED), "before and after, drawn on the canvas"
     shoot(frontend, screenshots / "first photo.png")
 
 
 def test_a_run_without_a_photo_marks_the_node(frontend: Frontend, screenshots: Path) -> None:
-    frontend.open_template(PHOTO)
-    assert frontend.failed()["node_type"] == "LoadImage"
+    frontend.open_template(PERSON)
+    frontend.start()
+    frontend.page.wait_for_function("Object.keys(app.lastNodeErrors ?? {}).length > 0")
+    refused = frontend.page.evaluate("app.lastNodeErrors")
+    assert {node["class_type"] for node in refused.values()} == {"LoadImage"}
+    assert len(refused) == 4, "before anything is learned"
+    assert all("no photo is chosen yet" in json.dumps(node) for node in refused.values())
     shoot(frontend, screenshots / "no photo.png")
 
 

@@ -104,3 +104,9 @@ def test_a_template_is_an_app_too(workflow: dict[str, Any]) -> None:
         ("PFStorerDemoGroup", "seed"),
     }
     assert pictures & {(types[number], name) for number, name in chosen["inputs"]}
+
+
+def test_the_page_knows_the_photos_and_pictures_of_a_template(workflow: dict[str, Any]) -> None:
+    """nodes/web/photos.js and nodes/web/compare.js leave the nodes of others as they are."""
+    named = [n for n in workflow["nodes"] if n["type"] in ("LoadImage", "ImageCompare")]
+    assert named and all(node["properties"]["pfstorer_template"] is True for node in named)
