@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import repository  # noqa: F401
+import torch
 from archives.photos import draw
 from archives.runs import WORKFLOW, Run, Setting, growth, problems, speed
 from archiving.workflow import read_workflow
@@ -110,6 +111,7 @@ def main() -> None:
     add("--no-bare", action="store_true", help="leave out the bare loops")
     add("--folder", type=Path, help="scratch folder that stays (default: one that goes)")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # for small pictures: more threads wait for one another
     with tempfile.TemporaryDirectory(prefix="pfstorer-trial-") as scratch:
         found = trial(options, options.folder or Path(scratch))
     print(json.dumps(found, indent=2))

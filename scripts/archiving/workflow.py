@@ -118,7 +118,8 @@ def with_identities(workflow: Workflow, folder: Path) -> tuple[Workflow, dict[st
         )
     prompt = copy.deepcopy(workflow.prompt)
     inputs = prompt[nodes[0]]["inputs"]
-    for key in [key for key in inputs if key.startswith("adapters.")]:
+    # Photos go with the adapter of the same number, and the numbers are other people's now.
+    for key in [key for key in inputs if key.startswith(("adapters.", "photos."))]:
         del inputs[key]
     for number, file in enumerate(files, 1):
         node = f"identity {number}"

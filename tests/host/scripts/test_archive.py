@@ -1,5 +1,6 @@
 """An archive by command: Ray Data, a ComfyUI of the worker's own, and what kills leave."""
 
+import json
 import os
 import random
 import signal
@@ -11,13 +12,18 @@ import numpy as np
 import pytest
 from archives.photos import DAMAGES, draw
 from archives.runs import WORKFLOW, Run, Setting, pictures, problems, rows
+from archiving.host import ADAPTERS
 from archiving.listing import OWN, REPORT
 from archiving.pictures import read_bytes, read_original
-from archiving.workflow import read_workflow
-from comfyui_client import Client
+from archiving.workflow import IDENTITIES, PEOPLE, read_workflow, with_identities
+from comfyui_client import TEXT_EVENT, Client
 from comfyui_server import Server
 from PIL import Image
-from tiny_models import write_bundled
+from tiny_models import random_adapter, write_bundled
+from torchvision.utils import save_image
+
+from pfstorer_core import host
+from pfstorer_core.drawn.groups import group_photo
 
 pytestmark = [
     pytest.mark.slow,
@@ -117,3 +123,39 @@ def check_pixels(setting: Setting, server: Server, client: Client, output: Path)
         # The two servers may have different numbers of threads, and round differently.
         assert np.abs(archived - alone).max() <= 1
     assert len(compared) == 3
+
+
+def test_people_are_compared_with_all_adapters_of_a_folder(
+    server: Server, client: Client, tmp_path: Path
+) -> None:
+    restorer = write_bundled(server.base / "models" / "pfstorer_restorers" / TINY)
+    people = tmp_path / "people"
+    people.mkdir()
+    model = host.load_base_restorer(restorer)[0]
+    for seed, name in enumerate(("Ada", "Bob")):
+        random_adapter(model, seed, name).save(people / f"{name}.safetensors")
+    folder = server.base / "models" / ADAPTERS
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / IDENTITIES).symlink_to(people, target_is_directory=True)
+    save_image(group_photo([1, 2], 128, 256, seed=1).picture, server.base / "input" / "two.png")
+
+    workflow = with_identities(read_workflow(people_workflow(tmp_path)), people)[0]
+    run = client.run(workflow.of("two.png"))
+    assert run.status == "success", run.error
+    report = "\n".join(data["text"] for data in run.of_type(TEXT_EVENT))
+    assert "2 people found" in report
+    for name in ("Ada", "Bob"):
+        assert f"{name} " in report
+    assert len(run.outputs[workflow.result]["images"]) == 1
+
+
+def people_workflow(folder: Path) -> Path:
+    """Writes a workflow with Restore People, as exported with the adapters of others."""
+    prompt = read_workflow(WORKFLOW, CHANGES).prompt
+    inputs = {key: prompt["3"]["inputs"][key] for key in ("model", "vae", "image", "scale", "seed")}
+    inputs |= {"choices": "", "gamma": 1.0, "auto_gamma": False, "masked_only": False, "steps": 1}
+    inputs |= {"adapters.adapter_1": ["9", 0], "photos.photos_1": ["2", 0]}
+    prompt["3"] = {"class_type": PEOPLE[0], "inputs": inputs}
+    path = folder / "people.json"
+    path.write_text(json.dumps(prompt), encoding="utf-8")
+    return path

@@ -75,6 +75,7 @@ def test_people_are_given_the_adapters_of_a_folder(tmp_path: Path) -> None:
     prompt = json.loads((API / "archive.json").read_text(encoding="utf-8"))
     prompt["3"]["class_type"] = PEOPLE[0]
     prompt["3"]["inputs"] |= {"adapters.adapter_1": ["9", 0], "adapters.adapter_2": ["9", 0]}
+    prompt["3"]["inputs"] |= {"photos.photos_2": ["8", 0]}
     workflow = read_workflow(written(tmp_path / "people.json", prompt))
     for name in ("ben", "anna", "carl"):
         (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
@@ -85,6 +86,7 @@ def test_people_are_given_the_adapters_of_a_folder(tmp_path: Path) -> None:
         f"archive/{name}.safetensors" for name in ("anna", "ben", "carl")
     ]
     assert sum(key.startswith("adapters.") for key in inputs) == 3
+    assert "photos.photos_2" not in inputs, "they are of another person than Ben"
     assert workflow.prompt["3"]["inputs"]["adapters.adapter_2"] == ["9", 0], "it is not changed"
     (tmp_path / "ben.safetensors").write_bytes(b"learned better")
     changed = with_identities(workflow, tmp_path)[1]
