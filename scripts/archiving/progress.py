@@ -34,7 +34,10 @@ class Progress:
         self.ended.update(result.state for result in results)
         now = time.monotonic()
         self._times.append((now, self.ended.total()))
-        while len(self._times) > 2 and self._times[0][0] < now - RECENT:
+        # The time before the first photo is ComfyUI's start, and says nothing of those that follow.
+        while len(self._times) > 2 and (
+            self._times[0][1] == 0 or self._times[0][0] < now - RECENT
+        ):
             self._times.popleft()
         if self._in_place:
             width = shutil.get_terminal_size().columns - 1

@@ -1,6 +1,7 @@
 """The page of an archive, and the line that says how far it is."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,13 @@ def test_the_line_counts_and_estimates(capsys: pytest.CaptureFixture[str]) -> No
     progress.close()
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("9 of 10 done, 1 failed") and not last.endswith("left")
+
+
+def test_the_start_does_not_count_as_slow_photos() -> None:
+    progress = Progress(10, 0)
+    time.sleep(0.5)  # ComfyUI's start
+    photo = Result("a", DONE, "", "")
+    progress([photo])
+    with_start = progress.per_minute()
+    progress([photo])
+    assert progress.per_minute() > 2 * with_start > 0
