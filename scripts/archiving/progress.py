@@ -35,9 +35,7 @@ class Progress:
         now = time.monotonic()
         self._times.append((now, self.ended.total()))
         # The time before the first photo is ComfyUI's start, and says nothing of those that follow.
-        while len(self._times) > 2 and (
-            self._times[0][1] == 0 or self._times[0][0] < now - RECENT
-        ):
+        while len(self._times) > 2 and (self._times[0][1] == 0 or self._times[0][0] < now - RECENT):
             self._times.popleft()
         if self._in_place:
             width = shutil.get_terminal_size().columns - 1

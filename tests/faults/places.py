@@ -33,12 +33,13 @@ class Place:
 
     Args:
         folder: made anew.
+        size: of the file system, in bytes.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, size: int = SIZE) -> None:
         self.folder = folder
         folder.mkdir()
-        options = ["-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
+        options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
         mounted = subprocess.run(["mount", *options], capture_output=True, check=False)
         self.mounted = mounted.returncode == 0
         self._filler = folder / "filler"

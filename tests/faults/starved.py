@@ -16,6 +16,7 @@ from archives.runs import Run, Setting, pictures, problems
 from faults.places import Place
 
 PATIENCE = 7200.0  # seconds for a run
+SIZE = 256 * 2**20  # bytes of the disk: all 600 restored photos take some 90 MB
 FULL = 1  # how `archive.py` ends when it cannot go on
 
 
@@ -23,7 +24,7 @@ def failure(state: dict) -> str | None:
     """Runs twice, and says what is wrong."""
     setting = Setting(Path(state["originals"]), Path(state["base"]), tuple(state["options"]))
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(Path(folder, "place"))
+        place = Place(Path(folder, "place"), SIZE)
         if not place.mounted:
             return "no file system could be mounted"
         output = place.folder / "out"
