@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,10 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+# Else workers and their ComfyUIs have a niceness of 15 and wait for all else that runs.
+os.environ.setdefault("RAY_worker_niceness", "0")
+# Else a thread that still waits for results when a run is stopped starts another Ray.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 import ray
 import ray.data
@@ -77,6 +82,7 @@ def connected(machines: Machines) -> Iterator[None]:
     """
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     python_path = os.pathsep.join([*map(str, PATHS), os.environ.get("PYTHONPATH", "")])
+    on_stop = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=machines.address or "local",
@@ -90,6 +96,7 @@ def connected(machines: Machines) -> Iterator[None]:
             f"Ray does not start, or no cluster answers ({first_line(error)}); check --address, "
             "and see docs/archive.md."
         ) from error
+    signal.signal(signal.SIGTERM, on_stop)  # Ray has put its own in place, which aborts the run
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
         yield

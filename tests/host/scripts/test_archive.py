@@ -34,7 +34,7 @@ TINY = "tiny_archive.safetensors"
 CHANGES = [f"1.restorer={TINY}", "3.steps=1"]
 WHOLE = 16
 SECONDS = 300.0  # for what takes some: a loaded machine starts ComfyUI slowly
-ALL_ENDED_SOME_FAILED = 3
+ALL_ENDED_SOME_FAILED, STOPPED = 3, 130
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,20 @@ def wait(until: Callable[[], bool], run: Run) -> None:
         assert run.process.poll() is None, run.log.read_text(errors="replace")[-4000:]
         assert time.monotonic() < deadline, run.log.read_text(errors="replace")[-4000:]
         time.sleep(0.05)
+
+
+def test_a_run_that_is_told_to_stop_says_how_to_go_on(setting: Setting, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="pip install -r requirements-archive.txt")
+    run = Run(setting, tmp_path / "out")
+    wait(lambda: bool(run.find("worker")), run)
+    family = run.processes()
+    run.process.terminate()
+    code = run.process.wait(SECONDS)
+    log = run.log.read_text(errors="replace")
+    assert code == STOPPED, log[-4000:]
+    assert "Stopped. Run the same command again to go on." in log
+    assert (run.output / REPORT).is_file()
+    assert psutil.wait_procs(family[1:], SECONDS)[1] == [], "nothing of it goes on"
 
 
 def test_driver_and_worker_are_killed_and_nothing_is_lost_or_done_twice(
