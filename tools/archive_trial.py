@@ -31,6 +31,7 @@ from setup_host import find_comfyui
 BARE = Path(__file__).with_name("archives") / "bare.py"
 SETTLED = 200  # photos after which no process may grow
 MOST_GROWTH, LEAST_SPEED = 0.02, 0.9
+SHOWN = 20  # problems
 
 
 def bare_loops(setting: Setting, changes: list[str], workers: int, folder: Path) -> float:
@@ -79,11 +80,13 @@ def trial(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     samples = run.watch(options.timeout)
     rate = speed(samples, options.count)
     grown = growth(samples, min(SETTLED, options.count // 10), options.count)
+    wrong = problems(run.output, originals, damaged)
     found: dict[str, Any] = {
         "photos": options.count,
         "damaged": len(damaged),
         "ended with": run.process.returncode,
-        "problems": problems(run.output, originals, damaged),
+        "problems": len(wrong),
+        "such as": wrong[:SHOWN],
         "minutes": round((time.monotonic() - began) / 60, 2),
         "photos a minute": round(rate, 1),
         "memory": grown,
