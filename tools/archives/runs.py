@@ -99,7 +99,8 @@ class Run:
             return "driver"
         if command and command[0].startswith("ray::MapWorker"):
             return "worker"
-        if any(part.endswith("main.py") for part in command[:3]):
+        # Ray has a main.py too, until it names its process.
+        if "--base-directory" in command and command[1].endswith("main.py"):
             return "comfyui"
         return "ray" if command else ""
 
