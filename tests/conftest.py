@@ -5,6 +5,7 @@ Tests in `unit/` need no ComfyUI. In `host/` and `browser/`, `server` is a proce
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,8 +52,13 @@ def comfyui() -> Path:
 def server(
     comfyui: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[Server]:
-    """A ComfyUI process with this plugin, shared by all tests; its models lie in `base/models`."""
+    """A ComfyUI process with this plugin, shared by all tests; its models lie in `base/models`.
+
+    Beside it are nodes that load a tiny SUPIR, which one test needs and none else notices.
+    """
     base = tmp_path_factory.mktemp("server")
+    (base / "custom_nodes").mkdir()
+    shutil.copy(TESTS / "toys" / "tiny_supir_nodes.py", base / "custom_nodes")
     cpu = not pytestconfig.getoption("gpu")
     options = ["--preview-method", "latent2rgb"]
     with Server(comfyui, Path(sys.executable), base, cpu=cpu, options=options) as running:

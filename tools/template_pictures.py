@@ -16,14 +16,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import repository  # noqa: F401
+import torch
 from comfyui_client import ComfyUIError
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from run_workflow import run_workflow
 from setup_host import REPO, find_comfyui
+from torchvision.transforms.functional import to_pil_image
+
+from pfstorer_core.degradation.presets import PRESETS
+from pfstorer_core.degradation.second_order import degrade
+from pfstorer_core.drawn.portraits import portrait_set
 
 TEMPLATES = REPO / "example_workflows"
 QUALITY = 88  # of the JPEG
 SIDE = 448  # px
+DRAWN_PERSON = 5_000_000
+PORTRAIT = 128  # px
 PHOTO = REPO / "docs" / "images" / "astronaut.jpg"
 # px: places in it, before and after
 WHOLE = ((8, 36, 308, 336), (316, 36, 616, 336))
@@ -82,6 +90,30 @@ def measure(folder: Path) -> Image.Image:
     return page
 
 
+def with_supir(folder: Path) -> Image.Image:
+    """A sketch: what goes in. There were no weights of SUPIR to make a result with."""
+    page = Image.new("RGB", (SIDE, SIDE), "#202024")
+    drawing = ImageDraw.Draw(page)
+    good = portrait_set(DRAWN_PERSON, 3, 1, PORTRAIT)
+    spoilt = degrade(good[:1], PRESETS["extreme"], torch.Generator().manual_seed(2))
+    places = [(24 + k * (PORTRAIT + 8), 56) for k in range(3)] + [(24, 264)]
+    for picture, place in zip([*good, *spoilt], places, strict=True):
+        page.paste(to_pil_image(picture.clamp(0, 1)), place)
+    font = ImageFont.load_default(20)
+    boxes = {"SUPIR\n+\nthe person": (192, 264, 302, 374), "?": (328, 264, 424, 374)}
+    for text, box in boxes.items():
+        drawing.rounded_rectangle(box, 8, outline="#88aa88", width=3)
+        middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        drawing.text(middle, text, "white", font, anchor="mm", align="center")
+    lines = ((247, 182, 247, 260), (156, 319, 188, 319), (304, 319, 324, 319))
+    for line in lines:
+        drawing.line(line, "#88aa88", 3)
+    drawing.text((24, 24), "photos of the person", "white", font)
+    drawing.text((24, 232), "the photo", "white", font)
+    drawing.text((24, 400), "a sketch: you need SUPIR's files", "#cccccc", font)
+    return page
+
+
 def opened(folder: Path, name: str) -> Image.Image:
     """Returns a picture that `run_workflow` saved."""
     return Image.open(folder / f"{name}.png").convert("RGB")
@@ -95,6 +127,7 @@ DRAWN: dict[str, tuple[str | None, Callable[[Path], Image.Image]]] = {
     "4 Family photo": ("family_photo", family_photo),
     "5 Enlarge 4x to 20x": (None, enlarge),
     "6 Is it the person - measure": ("measure", measure),
+    "7 Restore a person with SUPIR": (None, with_supir),
 }
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_client import Client
 from comfyui_frontend import Frontend
 from comfyui_server import PACK
 from setup_host import REPO
@@ -14,8 +15,8 @@ from pfstorer_core.degradation.second_order import degrade
 from pfstorer_core.drawn.portraits import portrait_set
 
 TEMPLATES = sorted(path.stem for path in (REPO / "example_workflows").glob("*.json"))
-PHOTO, PERSON, FAMILY, ENLARGE, MEASURE = (
-    next(name for name in TEMPLATES if name.startswith(number)) for number in "12456"
+PHOTO, PERSON, FAMILY, ENLARGE, MEASURE, SUPIR = (
+    next(name for name in TEMPLATES if name.startswith(number)) for number in "124567"
 )
 TRAIN, RESTORE = "PFStorerTrainIdentityAdapter", "PFStorerTiledRestore"
 FEW = {"steps": 24, "views_per_photo": 2, "preview_every": 8}
@@ -67,10 +68,14 @@ def shoot(frontend: Frontend, path: Path) -> None:
 
 
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "vue"])
-def test_every_template_opens(frontend: Frontend, vue_nodes: bool, screenshots: Path) -> None:
+def test_every_template_opens(
+    frontend: Frontend, client: Client, vue_nodes: bool, screenshots: Path
+) -> None:
+    without_supir = client.object_info("SUPIRApply") is None  # ComfyUI before 0.30
     for name in TEMPLATES:
         frontend.open_template(name)
-        assert frontend.missing_nodes() == []
+        missing = ["SUPIRApply"] if name == SUPIR and without_supir else []
+        assert frontend.missing_nodes() == missing
         kind = "vue" if vue_nodes else "canvas"
         shoot(frontend, screenshots / f"{name} {kind}.png")
 
