@@ -42,6 +42,7 @@ UNET: dict[str, Any] = {
     "legacy": False,
 }
 SIZES = (512, 1024)  # px
+MIB = 2**20
 
 
 def supir_networks(dtype: torch.dtype, device: str, trained: bool) -> Networks:
@@ -125,6 +126,19 @@ def operations() -> dict[str, int]:
     return counts
 
 
+def added(rows: list[Row]) -> str:
+    """Returns what an adapter adds to restorations, whose rows go in pairs, in MiB."""
+    lines = []
+    for alone, personalized in zip(rows[::2], rows[1::2], strict=True):
+        weight = (personalized.fixed - alone.fixed) / MIB
+        before, after = alone.passing / MIB, personalized.passing / MIB
+        name = alone.name.partition(":")[0]
+        lines.append(
+            f"{name}: {weight:.0f} MiB of weights; activations {before:.0f} -> {after:.0f}"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Prints the table."""
     argparse.ArgumentParser(description=__doc__).parse_args()
@@ -139,8 +153,9 @@ def main() -> None:
     print("; ".join(f"{name} {count:.1f} M parameters" for name, count in counts.items()))
     started = operations()
     print("; ".join(f"{name}: {count} operations a step" for name, count in started.items()))
-    print()
-    print(table([*restoring_rows(), *training_rows()]))
+    restoring = restoring_rows()
+    print(f"\nAn adapter adds:\n{added(restoring)}\n")
+    print(table([*restoring, *training_rows()]))
 
 
 if __name__ == "__main__":
