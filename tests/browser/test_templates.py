@@ -145,6 +145,7 @@ def test_what_the_core_refuses_is_read_on_the_page(
     shown = frontend.page.get_by_role("alert").filter(has_text=sentence)
     shown.wait_for()
     assert "Tiled Restore" in shown.inner_text(), "it says where"
+    frontend.page.wait_for_timeout(1000)  # the sentence glides to its place
     frontend.page.screenshot(path=screenshots / f"refused {sentence}.png")
 
 
