@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import repository  # noqa: F401
-from illustrations import material, restoring
+from illustrations import material, people, restoring
 from illustrations.sheets import Rows, save, sheet
 from illustrations.studio import Studio
 from in_process import use_comfyui
@@ -52,6 +52,9 @@ DRAWN: dict[str, Callable[[Studio], tuple[Rows, int]]] = {
         material.explicit,
         material.group,
         material.album,
+        people.found,
+        people.matched,
+        people.family,
     )
 }
 

@@ -30,10 +30,7 @@ def test_the_help_of_every_node_opens_with_its_pictures(
     pictures = {node_id: open_help(frontend, node_id, ENGLISH) for node_id in NODES}
     assert [node_id for node_id, count in pictures.items() if not count] == [
         "PFStorerConditionOnLQ",
-        "PFStorerFindPeople",
         "PFStorerLoadCFW",
-        "PFStorerMatchPeople",
-        "PFStorerRestorePeople",
         "PFStorerSaveIdentity",
     ]
     assert open_help(frontend, SHOWN, ENGLISH) == PICTURES
