@@ -278,9 +278,7 @@ def report(trial: Trial) -> str:
     return (
         f"{len(trial.people)} people, {known} held-out photos of them and {heads - known} of "
         f"strangers at each level, heads of 48 to 128 px. {trial.options.casts} casts of 3 to 6 "
-        "heads each.\n\n"
-        + markdown_table(header, rows)
-        + "".join(f"\n{line}" for line in finds)
+        "heads each.\n\n" + markdown_table(header, rows) + "".join(f"\n{line}" for line in finds)
     )
 
 
