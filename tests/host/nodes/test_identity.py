@@ -97,7 +97,7 @@ def test_from_photos_to_a_restored_person(pack: Any, loaded: Any, folder: Path) 
     (photos,) = pack.node("PFStorerDemoPortrait").execute(1_000_003, 3, 0, 96, "none").args
     before = files(folder)
     adapter, report = train(pack, loaded, [photos[:2], photos[2:, :80]])
-    assert report.shape == (1, 64 + 128, 3 * 128, 3)
+    assert report.shape == (1, 256, 256, 3)
     assert 0 <= report.min() and report.max() <= 1
     assert (adapter.info.name, adapter.info.photos, adapter.info.steps) == ("Ada", 3, 2)
     assert adapter.info.config.tokens == 4

@@ -109,14 +109,14 @@ def test_training_shows_its_progress_and_ends_in_a_file(client: Client, server: 
     assert lines[-1].startswith("Comparing the person with strangers: 8 of 8"), "as the last thing"
     sheets = [Image.open(io.BytesIO(b)) for meta, b in run.previews if meta["node_id"] == TRAIN]
     assert len(sheets) >= 2, "one at step 3 and one at step 6"
-    assert all(sheet.format == "JPEG" and sheet.size == (768, 384) for sheet in sheets)
+    assert all(sheet.format == "JPEG" and sheet.size == (768, 768) for sheet in sheets)
 
     assert run.outputs[SAVE]["text"] == ["Saved shown/first.safetensors"]
     assert "shown/first.safetensors" in listed(client)
     info = IdentityAdapter.load(identities(server) / "shown" / "first.safetensors").info
     assert (info.name, info.photos, info.steps) == ("demo person", 8, 6)
     shown = pictures(client, run)
-    assert shown[REPORT].shape == (1, 192, 384, 3)
+    assert shown[REPORT].shape == (1, 256, 256, 3)
     assert shown[PHOTOS_SHOWN].shape == (8, 128, 128, 3)
 
     again = client.run(changed(prompt, SAVE, file_name="shown/second"))
