@@ -22,7 +22,35 @@ from .restore import MAX_SCALE, MODEL_TOOLTIP, VAE_TOOLTIP
 PREVIEW_TOOLTIP = "The picture with each head outlined, with its number and who it is."
 
 
-class MatchPeople(io.ComfyNode):
+class _PeopleNode(io.ComfyNode):
+    """A node that sees all adapters for each picture: its inputs are lists."""
+
+    @classmethod
+    def fingerprint_inputs(cls, embedding: Any = (AUTOMATIC,), **others: Any) -> Any:
+        """Returns name, time and size of the embedding's file, so that a changed one is loaded."""
+        return embedding_state(embedding[0])
+
+    @classmethod
+    def execute(
+        cls,
+        adapters: dict[str, list[Any]],
+        photos: dict[str, list[Any]] | None = None,
+        embedding: Sequence[str] = (AUTOMATIC,),
+        **inputs: list[Any],
+    ) -> io.NodeOutput:
+        """Does its work on each batch of pictures."""
+        known = KnownPeople(adapters, photos, embedding)
+        results = [cls._of_batch(known, **given) for given in paired(**inputs)]
+        *made, previews, reports = (list(x) for x in zip(*results, strict=True))
+        return io.NodeOutput(*made, previews, reports, ui=ui.PreviewImage(previews[0], cls=cls))
+
+    @classmethod
+    def _of_batch(cls, known: KnownPeople, **given: Any) -> tuple[Any, ...]:
+        """Returns the outputs of one batch, of which preview and report are the last."""
+        raise NotImplementedError
+
+
+class MatchPeople(_PeopleNode):
     """Applies to each person of a picture his own adapter."""
 
     @classmethod
@@ -67,31 +95,15 @@ class MatchPeople(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, embedding: Any = (AUTOMATIC,), **others: Any) -> Any:
-        """Returns name, time and size of the embedding's file, so that a changed one is loaded."""
-        return embedding_state(embedding[0])
-
-    @classmethod
-    def execute(
-        cls,
-        adapters: dict[str, list[Any]],
-        photos: dict[str, list[Any]] | None = None,
-        embedding: Sequence[str] = (AUTOMATIC,),
-        **inputs: list[Any],
-    ) -> io.NodeOutput:
-        """Matches them; inputs are lists so that all adapters are seen together."""
-        matched = []
-        known = KnownPeople(adapters, photos, embedding)
-        for given in paired(**inputs):
-            report = RestoreReport(cls.hidden.unique_id)
-            found = _personalized(given, given["people"], known, report)
-            preview = preview_of(given["image"], found.people, found.labels)
-            matched.append((found.model, preview, "\n".join(report.lines)))
-        models, previews, reports = (list(x) for x in zip(*matched, strict=True))
-        return io.NodeOutput(models, previews, reports, ui=ui.PreviewImage(previews[0], cls=cls))
+    def _of_batch(cls, known: KnownPeople, **given: Any) -> tuple[Any, Tensor, str]:
+        """Returns MODEL, preview and report of one batch."""
+        report = RestoreReport(cls.hidden.unique_id)
+        found = _personalized(given, given["people"], known, report)
+        preview = preview_of(given["image"], found.people, found.labels)
+        return found.model, preview, "\n".join(report.lines)
 
 
-class RestorePeople(io.ComfyNode):
+class RestorePeople(_PeopleNode):
     """Finds the people of a picture, tells them apart and restores each as himself."""
 
     @classmethod
@@ -174,28 +186,7 @@ class RestorePeople(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, embedding: Any = (AUTOMATIC,), **others: Any) -> Any:
-        """Returns name, time and size of the embedding's file, so that a changed one is loaded."""
-        return embedding_state(embedding[0])
-
-    @classmethod
-    def execute(
-        cls,
-        adapters: dict[str, list[Any]],
-        photos: dict[str, list[Any]] | None = None,
-        embedding: Sequence[str] = (AUTOMATIC,),
-        **inputs: list[Any],
-    ) -> io.NodeOutput:
-        """Restores the pictures; inputs are lists so that all adapters are seen together."""
-        known = KnownPeople(adapters, photos, embedding)
-        results = [cls._restored(known, **given) for given in paired(**inputs)]
-        pictures, masks, previews, reports = (list(x) for x in zip(*results, strict=True))
-        return io.NodeOutput(
-            pictures, masks, previews, reports, ui=ui.PreviewImage(previews[0], cls=cls)
-        )
-
-    @classmethod
-    def _restored(
+    def _of_batch(
         cls,
         known: KnownPeople,
         scale: float,
