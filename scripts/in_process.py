@@ -16,11 +16,14 @@ def has_gpu() -> bool:
     return bool(known.is_available())
 
 
-def use_comfyui() -> None:
+def use_comfyui(progress_bars: bool = True) -> None:
     """Puts ComfyUI first and this repository last on the path, and chooses the GPU if there is one.
 
     ComfyUI first: `import nodes` must be its module, not our folder. Ends the script with a
     sentence where no ComfyUI is found.
+
+    Args:
+        progress_bars: whether ComfyUI draws one for each sampling.
     """
     comfyui = find_comfyui()
     if comfyui is None:
@@ -32,3 +35,8 @@ def use_comfyui() -> None:
     args.cpu = not has_gpu()
     # As early as in ComfyUI's own start: older ones' `nodes` puts another `utils` before this one.
     import utils  # noqa: F401
+
+    if not progress_bars:
+        import comfy.utils
+
+        comfy.utils.set_progress_bar_enabled(False)

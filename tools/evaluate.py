@@ -77,6 +77,16 @@ def method_cases(gammas: Sequence[float], people: int) -> list[Case]:
     return [*cases, Case(WRONG, wrong=True)] if people > 1 else cases
 
 
+def extending_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns the parser of another tool's own options; `parse_options` reads the others."""
+    return argparse.ArgumentParser(
+        description=description,
+        epilog="All other options are those of tools/evaluate.py.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
@@ -135,10 +145,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_options(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    use_comfyui()
-    import comfy.utils
-
-    comfy.utils.set_progress_bar_enabled(False)  # hundreds of short samplings
+    use_comfyui(progress_bars=False)
     try:
         run(options)
     except PFStorerError as error:

@@ -122,10 +122,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_options(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    use_comfyui()
-    import comfy.utils
-
-    comfy.utils.set_progress_bar_enabled(False)
+    use_comfyui(progress_bars=False)
     try:
         run(options)
     except PFStorerError as error:

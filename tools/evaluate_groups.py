@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import repository  # noqa: F401
 import torch
-from evaluate import parse_options
+from evaluate import extending_parser, parse_options
 from evaluation.adapters import FULL, VARIANTS
 from evaluation.bench import Bench, gather_people
 from evaluation.people import derive_seed
@@ -62,10 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures each level and prints a table."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    use_comfyui()
-    import comfy.utils
-
-    comfy.utils.set_progress_bar_enabled(False)
+    use_comfyui(progress_bars=False)
     try:
         trial = Trial(options)
         rows = [row_of(level, trial.outcomes(level)) for level in options.levels]
@@ -77,12 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line: the options of tools/evaluate.py, and a few of its own."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other options are those of tools/evaluate.py.",
-        allow_abbrev=False,
-    )
+    parser = extending_parser(__doc__)
     parser.add_argument("--photos-of-groups", type=int, default=6, help="at each level")
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))
     chosen, others = parser.parse_known_args(arguments)

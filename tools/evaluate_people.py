@@ -37,7 +37,7 @@ from typing import Any
 
 import repository  # noqa: F401
 import torch
-from evaluate import parse_options
+from evaluate import extending_parser, parse_options
 from evaluation.adapters import FULL, VARIANTS
 from evaluation.bench import Bench
 from evaluation.faces import FaceFinder
@@ -66,12 +66,7 @@ KNOWN, LEFT_OUT, STRANGER = "known", "left out", "stranger"
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line: the options of tools/evaluate.py, and a few of its own."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other options are those of tools/evaluate.py.",
-        allow_abbrev=False,
-    )
+    parser = extending_parser(__doc__)
     add = parser.add_argument
     add("--strangers", type=Path, nargs="+", required=True, help="folders of photos")
     add("--most-strangers", type=int, default=32)
@@ -94,10 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures what lacks, and prints the tables."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    use_comfyui()
-    import comfy.utils
-
-    comfy.utils.set_progress_bar_enabled(False)
+    use_comfyui(progress_bars=False)
     try:
         trial = Trial(options)
         print(trial.timed() if options.time else report(trial))

@@ -51,14 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes the table and the sheet."""
     options = parse_options(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    use_comfyui()
-    import comfy.utils
+    use_comfyui(progress_bars=False)
 
     from pfstorer_core.host import load_base_restorer, restore
     from pfstorer_core.host.feedback import RestoreReport
     from pfstorer_core.host.load.folders import MINI_RESTORER_PATH
 
-    comfy.utils.set_progress_bar_enabled(False)
     model, _, vae = load_base_restorer(options.restorer or MINI_RESTORER_PATH)
 
     def run(lq: Tensor, size: int, **settings: Any) -> tuple[Tensor, list[str]]:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 
 import repository  # noqa: F401
 import torch
-from evaluate import parse_options
+from evaluate import extending_parser, parse_options
 from evaluation.face_measures import described
 from evaluation.people import derive_seed
 from evaluation.seams import seams
@@ -47,12 +47,7 @@ JPEG_QUALITY = 80
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line: the options of tools/evaluate.py, and the sections."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="All other options are those of tools/evaluate.py.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = extending_parser(__doc__)
     parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=[])
     chosen, others = parser.parse_known_args(arguments)
     options = parse_options(others)
@@ -69,10 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the chosen sections; writes each report to OUT as tiles_SECTION.md and prints it."""
     options = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    use_comfyui()
-    import comfy.utils
-
-    comfy.utils.set_progress_bar_enabled(False)
+    use_comfyui(progress_bars=False)
     try:
         trial = Trial(options)
     except PFStorerError as error:

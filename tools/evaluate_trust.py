@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import repository  # noqa: F401
 import torch
-from evaluate import parse_options
+from evaluate import extending_parser, parse_options
 from evaluation.adapters import FULL, VARIANTS
 from evaluation.bench import Bench, Judge, gather_people
 from evaluation.calibration import Ends, best_strength, fit_ramp, ramp
@@ -51,12 +51,7 @@ AUTO, ONE, LEVEL = "auto", "1", "level of degradation"
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line: the options of tools/evaluate.py, and a few of its own."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="All other options are those of tools/evaluate.py.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = extending_parser(__doc__)
     add = parser.add_argument
     add("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
     add("--strengths", nargs="+", choices=list(STRENGTHS), default=list(STRENGTHS))
@@ -72,10 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the chosen sections."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    use_comfyui()
-    import comfy.utils
-
-    comfy.utils.set_progress_bar_enabled(False)
+    use_comfyui(progress_bars=False)
     try:
         trial = Trial(options)
     except PFStorerError as error:

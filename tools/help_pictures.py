@@ -74,10 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Makes the chosen pictures."""
     options = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    use_comfyui()
-    import comfy.utils
-
-    comfy.utils.set_progress_bar_enabled(False)
+    use_comfyui(progress_bars=False)
     studio = Studio(options.adapters)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.only:
