@@ -53,6 +53,18 @@ PLACE_OF_WIDGET = """([title, name]) => {
     const frame = app.canvasEl.getBoundingClientRect();
     return [x + frame.left, y + frame.top];
 }"""
+# Shows a node at its own size and returns its place on the page.
+SHOW_NODE = """title => {
+    const node = app.graph._nodes.find(n => n.title === title);
+    const {ds} = app.canvas;
+    ds.scale = 1;
+    ds.offset = [200 - node.pos[0], 140 - node.pos[1]];
+    app.canvas.setDirty(true, true);
+    const frame = app.canvasEl.getBoundingClientRect();
+    const [x, y] = ds.convertOffsetToCanvas([node.pos[0], node.pos[1] - 30]);
+    const [width, height] = node.size;
+    return {x: x + frame.left, y: y + frame.top, width, height: height + 30};
+}"""
 SET_PICTURE = """async ([bytes, name, title]) => {
     const body = new FormData();
     body.append("image", new File([Uint8Array.from(bytes)], name, {type: "image/png"}));
@@ -220,6 +232,13 @@ class Frontend:
         )
         return types
 
+    def titles(self, node_type: str) -> list[str]:
+        """Returns the titles of all nodes of a type."""
+        titles: list[str] = self.page.evaluate(
+            "type => app.graph._nodes.filter(n => n.type === type).map(n => n.title)", node_type
+        )
+        return titles
+
     def set_widgets(self, node_type: str, **values: Any) -> None:
         """Sets widgets of all nodes of a type, of which there must be one."""
         assert self.page.evaluate(SET_WIDGETS, [node_type, values]) > 0
@@ -231,8 +250,22 @@ class Frontend:
 
     def press_widget(self, title: str, name: str) -> None:
         """Clicks on a widget of a node on the canvas, as a user does."""
+        self.page.mouse.click(*self.place_of_widget(title, name))
+
+    def place_of_widget(self, title: str, name: str) -> tuple[float, float]:
+        """Returns the middle of a widget on the canvas, in pixels of the page."""
         x, y = self.page.evaluate(PLACE_OF_WIDGET, [title, name])
-        self.page.mouse.click(x, y)
+        return x, y
+
+    def show_node(self, title: str) -> dict[str, float]:
+        """Shows a node on the canvas at its own size.
+
+        Returns:
+            Its place, title included, in pixels of the page: x, y, width, height.
+        """
+        place: dict[str, float] = self.page.evaluate(SHOW_NODE, title)
+        self.page.wait_for_timeout(500)  # it is drawn anew
+        return place
 
     def give_picture(self, title: str, path: Path) -> None:
         """Uploads a picture file and chooses it in the Load Image node of a title."""

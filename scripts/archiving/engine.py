@@ -9,7 +9,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 import ray
 import ray.data
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from setup_host import REPO
 
 from pfstorer_core.errors import PFStorerError, first_line
@@ -39,6 +40,7 @@ MOST_BLOCKS = 4000  # parts that Ray Data cuts the list into; it keeps some 2 KB
 IN_FLIGHT = 2  # blocks at a worker: one that it works on, and the next
 WAITING_RESULTS = 64  # blocks of results that wait to be written down
 LOOK = 5.0  # seconds between two looks for machines that came or went
+END_SECONDS = 30.0  # that Ray Data may take to end what it does
 PATIENCE = 1.0  # seconds that results are collected before they are written down
 PATHS = (REPO / "scripts", REPO)  # of what workers import
 
@@ -129,8 +131,9 @@ def run(
                 new = [task for task in tasks if not task.avoid]
                 avoid = "" if new else tasks[0].avoid
                 again = [task for task in tasks if task.avoid == avoid]
-                for results in _pass(job, machines, new or again, avoid):
-                    _write_down(manifest, journal, results, tell)
+                with contextlib.closing(_pass(job, machines, new or again, avoid)) as passed:
+                    for results in passed:
+                        _write_down(manifest, journal, results, tell)
 
 
 def _write_down(
@@ -150,7 +153,7 @@ def _write_down(
 
 def _pass(
     job: Job, machines: Machines, tasks: Sequence[Task], avoid: str
-) -> Iterator[list[Result]]:
+) -> Generator[list[Result], None, None]:
     """Yields the results of tasks, some at a time.
 
     Args:
@@ -186,11 +189,17 @@ def _pass(
         compute=ray.data.ActorPoolStrategy(size=pool.size, max_tasks_in_flight_per_actor=IN_FLIGHT),
         **options,
     )
-    yield from _collected(results, len(tasks), set(nodes))
+    with _fetched(results) as arrived:
+        yield from _collected(arrived, len(tasks), set(nodes))
 
 
-def _collected(results: ray.data.Dataset, expected: int, nodes: set[str]) -> Iterator[list[Result]]:
-    """Yields results as they come, and looks after the machines meanwhile."""
+@contextlib.contextmanager
+def _fetched(results: ray.data.Dataset) -> Iterator[queue.Queue[Any]]:
+    """Fetches results in a thread for a block: batches, at the end None or what went wrong.
+
+    Ray Data has nothing to stop it from outside; a thread of its own that still asks Ray for
+    something after `ray.shutdown` ends the whole process. So its executor is ended here.
+    """
     arrived: queue.Queue[Any] = queue.Queue(WAITING_RESULTS)
 
     def fetch() -> None:
@@ -201,7 +210,22 @@ def _collected(results: ray.data.Dataset, expected: int, nodes: set[str]) -> Ite
         except BaseException as error:  # handed to the thread that waits
             arrived.put(error)
 
-    threading.Thread(target=fetch, daemon=True).start()
+    fetching = threading.Thread(target=fetch, daemon=True)
+    fetching.start()
+    try:
+        yield arrived
+    finally:
+        deadline = time.monotonic() + END_SECONDS
+        while fetching.is_alive() and time.monotonic() < deadline:
+            for thread in threading.enumerate():
+                if isinstance(thread, StreamingExecutor):
+                    thread.shutdown(force=True)
+            with contextlib.suppress(queue.Empty):
+                arrived.get(timeout=0.1)  # room for what it still has to say
+
+
+def _collected(arrived: queue.Queue[Any], expected: int, nodes: set[str]) -> Iterator[list[Result]]:
+    """Yields results as they come, and looks after the machines meanwhile."""
     looked, count = time.monotonic(), 0
     while True:
         found = _take(arrived)

@@ -55,10 +55,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def give_pictures(frontend: Frontend, photos: dict[str, Path]) -> None:
     """Chooses a photo in each Load Image node of the template."""
-    titles = frontend.page.evaluate(
-        "app.graph._nodes.filter(n => n.type === 'LoadImage').map(n => n.title)"
-    )
-    for title in titles:
+    for title in frontend.titles("LoadImage"):
         frontend.give_picture(title, photos[title])
 
 
@@ -76,6 +73,7 @@ def test_every_template_opens(
         frontend.open_template(name)
         missing = ["SUPIRApply"] if name == SUPIR and without_supir else []
         assert frontend.missing_nodes() == missing
+        assert not frontend.page.evaluate("app.canvas.low_quality"), "so small that text goes"
         kind = "vue" if vue_nodes else "canvas"
         shoot(frontend, screenshots / f"{name} {kind}.png")
 
@@ -109,6 +107,14 @@ def test_the_first_own_photo_takes_six_clicks(
     assert page.evaluate(SHOWN_SIZES) == [[80, 96]]
     assert page.evaluate(COMPARED), "before and after, drawn on the canvas"
     shoot(frontend, screenshots / "first photo.png")
+    place = frontend.show_node("Before | after: move over the picture")
+    middle = place["y"] + place["height"] / 2
+    seen = []
+    for x in (place["x"] + 2, place["x"] + place["width"] - 2):  # all of after, all of before
+        page.mouse.move(x, middle)
+        page.wait_for_timeout(500)
+        seen.append(page.screenshot(clip=place))
+    assert seen[0] != seen[1], "it follows the pointer"
 
 
 def test_a_run_without_a_photo_marks_the_node(frontend: Frontend, screenshots: Path) -> None:

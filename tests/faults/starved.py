@@ -16,7 +16,7 @@ from archives.runs import Run, Setting, pictures, problems
 from faults.places import Place
 
 PATIENCE = 7200.0  # seconds for a run
-SIZE = 256 * 2**20  # bytes of the disk: all 600 restored photos take some 90 MB
+SIZE = 256 * 2**20  # bytes of the disk: all 300 restored photos take some 45 MB
 FULL = 1  # how `archive.py` ends when it cannot go on
 
 
@@ -29,7 +29,7 @@ def failure(state: dict) -> str | None:
             return "no file system could be mounted"
         output = place.folder / "out"
         with place.full(state["space"]):
-            run = Run(setting, output)
+            run = Run(setting, output, log=Path(folder, "full.log"))  # not on the full disk
             code = run.process.wait(PATIENCE)
             log = run.log.read_text(errors="replace")
         if code != FULL or ("No space left" not in log and "full" not in log):

@@ -11,7 +11,7 @@ TEMPLATES = sorted((REPO / "example_workflows").glob("*.json"))
 TITLE = 30  # px above a node's place
 SLOT, FIRST_SLOT = 20, 14  # px between two slots; of the first below the node's place
 SAMPLES = 60  # points of a link
-WIDEST, HIGHEST = 1850, 1250  # px: at less than 0.57 the canvas draws no text
+WIDEST, HIGHEST = 1850, 1140  # px: then the view opens at .58 or more, and all text is drawn
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 

@@ -61,19 +61,20 @@ class Run:
         setting: of the trial.
         output: folder.
         more: further options.
+        log: file for what it prints; beside the output if None.
     """
 
-    def __init__(self, setting: Setting, output: Path, *more: str) -> None:
+    def __init__(self, setting: Setting, output: Path, *more: str, log: Path | None = None) -> None:
         self.output = output
         output.mkdir(parents=True, exist_ok=True)
-        self.log = output.with_suffix(".log")
+        self.log = log or output.with_suffix(".log")
         command = [sys.executable, SCRIPT, "--input", setting.originals, "--output", output]
         command += ["--workflow", WORKFLOW, "--base", setting.base, *setting.options, *more]
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as printed:
             self.process = subprocess.Popen(
                 [str(part) for part in command],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=printed,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
