@@ -18,7 +18,7 @@ from pathlib import Path
 import repository  # noqa: F401
 import torch
 from comfyui_client import ComfyUIError
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from run_workflow import run_workflow
 from setup_host import REPO, find_comfyui
 from torchvision.transforms.functional import to_pil_image
@@ -82,12 +82,10 @@ def train_once(folder: Path) -> Image.Image:
 
 
 def measure(folder: Path) -> Image.Image:
-    """The first row of the comparison's sheet, in a square."""
+    """The restored pictures and the truth, each with its similarity, in a square."""
     sheet = opened(folder, "side_by_side")
-    page = Image.new("RGB", (SIDE, SIDE), "white")
-    row = sheet.crop((0, 0, sheet.width, sheet.height // 2))
-    page.paste(row.resize((SIDE, SIDE * row.height // row.width)), (0, SIDE // 4))
-    return page
+    judged = sheet.crop((sheet.width // 3, 0, sheet.width, sheet.height))
+    return ImageOps.pad(judged, (SIDE, SIDE), Image.LANCZOS, "white")
 
 
 def with_supir(folder: Path) -> Image.Image:

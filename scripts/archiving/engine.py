@@ -21,6 +21,9 @@ os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Else a thread that still waits for results when a run is stopped starts another Ray.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+# Else Ray keeps what became of each task, which grows, and counts what nobody looks at.
+os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
+os.environ.setdefault("RAY_enable_metrics_collection", "0")
 
 import ray
 import ray.data

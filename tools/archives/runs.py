@@ -20,7 +20,7 @@ from setup_host import REPO
 
 SCRIPT = REPO / "scripts" / "archive.py"
 WORKFLOW = REPO / "example_workflows" / "api" / "archive.json"
-EVERY = 2.0  # seconds between two looks
+EVERY = 10.0  # seconds between two looks, which take some 0.2 s of a core
 WINDOW = 0.1  # of the photos: what a median of memory is taken over
 
 
