@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-import torch
 from setup_host import REPO, find_comfyui
 
 
 def has_gpu() -> bool:
     """Whether torch has a device beside the CPU: of NVIDIA, AMD, Intel or Apple."""
+    import torch  # seconds, and of no use to who only wants the rest
+
     known = getattr(torch, "accelerator", None)  # older than torch 2.6
     if known is None:
         return torch.cuda.is_available() or torch.backends.mps.is_available()

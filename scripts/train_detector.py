@@ -31,7 +31,7 @@ from pfstorer_core.training.head_scenes import FIRST_IDENTITY, Scenes, Sources, 
 from pfstorer_core.training.head_shapes import read_shapes
 from pfstorer_core.training.heads import Statistics, head_objective
 from pfstorer_core.training.loop import LoopConfig, fit
-from pfstorer_core.weights.writing import write_whole
+from pfstorer_core.weights.whole_files import write_whole
 
 CHUNK = 500  # scenes of a file
 

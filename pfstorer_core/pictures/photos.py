@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import struct
 import tarfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from ..errors import PFStorerError
+from .reading import open_picture, read_picture
 
-# What Pillow raises of a file that it cannot make out, beside what it documents.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -73,7 +66,7 @@ def list_photos(places: Sequence[Path], smallest: float = 1) -> list[Photo]:
             kinds = ", ".join(sorted(EXTENSIONS))
             raise PFStorerError(f"The folder '{place}' holds no photo; put {kinds} files into it.")
         for name, folder, content in files:
-            with _open(content, name) as picture:
+            with open_picture(content, name) as picture:
                 width, height = picture.size
             if min(width, height) < smallest:
                 raise PFStorerError(
@@ -91,27 +84,6 @@ def load_photo(path: Path) -> Tensor:
         PFStorerError: the file is no picture.
     """
     return _load(path, path.name)
-
-
-def read_picture(content: Path | bytes, name: str) -> Image.Image:
-    """A picture file or what is in it, turned upright, as RGB with 8 bits; alpha is left out.
-
-    Of an animated picture it is the first frame.
-
-    Args:
-        content: a file, or the bytes in it.
-        name: how an error shall call it.
-
-    Raises:
-        PFStorerError: no picture, a damaged one, one too large to be safe, or one whose values have
-            no known range.
-    """
-    with _open(content, name) as picture:
-        file_format = picture.format
-        with _unreadable_told(name, "Photo '{name}' is damaged ({error}); replace or remove it."):
-            upright = ImageOps.exif_transpose(picture)
-            upright.load()
-    return _rgb(upright, file_format, name)
 
 
 def _members(path: Path) -> list[tuple[str, str, Path | bytes]]:
@@ -141,37 +113,3 @@ def _suffix(name: str) -> str:
 
 def _load(content: Path | bytes, name: str) -> Tensor:
     return pil_to_tensor(read_picture(content, name)).float() / 255
-
-
-def _rgb(picture: Image.Image, file_format: str | None, name: str) -> Image.Image:
-    # Pillow's own conversion cuts off what is above 8 bits. In older versions a grey PNG file of 16
-    # bits has the mode "I".
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and file_format == "PNG"):
-        levels = np.asarray(picture).astype(np.float32) / 257  # 65535 to 255
-        picture = Image.fromarray(levels.round().astype(np.uint8))
-    elif picture.mode in ("I", "F"):
-        raise PFStorerError(
-            f"Photo '{name}' has 32 bits per pixel, whose range is not known; save it with 8 or 16."
-        )
-    return picture.convert("RGB")
-
-
-def _open(content: Path | bytes, name: str) -> Image.Image:
-    sentence = "'{name}' is no picture that can be read; replace or remove it."
-    with _unreadable_told(name, sentence):
-        return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
-
-
-@contextlib.contextmanager
-def _unreadable_told(name: str, sentence: str) -> Iterator[None]:
-    """Turns what Pillow raises within it into a sentence, which may hold {name} and {error}."""
-    try:
-        yield
-    except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise PFStorerError(
-            f"Photo '{name}' has more than {most} megapixels, which may fill the memory; scale it "
-            "down."
-        ) from error
-    except _UNREADABLE as error:
-        raise PFStorerError(sentence.format(name=name, error=error)) from error

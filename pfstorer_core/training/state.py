@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import PFStorerError, first_line
 from ..lack_of_memory import lacks_memory
-from ..weights.writing import write_whole
+from ..weights.whole_files import write_whole
 
 
 class TrainedWeights:

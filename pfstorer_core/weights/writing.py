@@ -1,27 +1,25 @@
 """Writing of weight files, whole or not at all."""
 
 import contextlib
-import errno
 import json
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from ..errors import PFStorerError, first_line
 from .digests import DIGEST_KEY, file_digest
+from .whole_files import write_whole
 
 _ABANDONED_AFTER = 600.0  # seconds without a change of a temporary file
 _PARTIAL = re.compile(r"\..+\.safetensors\.[0-9a-f]{32}\.part")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_safetensors(
@@ -58,39 +56,6 @@ def write_safetensors(
         file.write(content[end:])
 
     write_whole(path, partial, write)
-
-
-def write_whole(path: Path, partial: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a file that appears under its name only once it is complete.
-
-    Args:
-        path: the file; folders that lack are made, an old file is replaced.
-        partial: temporary name in the same folder.
-        write: writes everything into the opened file.
-
-    Raises:
-        PFStorerError: the file system refuses, or memory runs out; an old file is then unharmed.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            # where the folder is no folder or read-only, it is not there either
-            with contextlib.suppress(OSError):
-                partial.unlink()
-    # PyTorch's writer hides what the file system said behind a RuntimeError of its own
-    except (OSError, safetensors.SafetensorError, MemoryError, RuntimeError) as error:
-        refused = error.__context__ if isinstance(error, RuntimeError) else error
-        reason = first_line(refused or error)
-        advice = "free some space or choose another folder"
-        if isinstance(refused, OSError) and refused.errno not in _NO_SPACE:
-            advice = "see whether the folder is there and may be written to, or choose another"
-        raise PFStorerError(f"'{path}' could not be written ({reason}); {advice}.") from error
 
 
 def check_writable(folder: Path, needed: int = 0) -> None:

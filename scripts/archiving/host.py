@@ -14,12 +14,11 @@ from pathlib import Path
 from comfyui_client import TEXT_EVENT, Client
 from comfyui_queue import ComfyUIError, PromptRefused, title
 from comfyui_server import PACK, Server
-from in_process import has_gpu
 from PIL import Image
 from setup_host import REPO
 
 from pfstorer_core.errors import PFStorerError, first_line
-from pfstorer_core.pictures.photos import read_picture
+from pfstorer_core.pictures.reading import read_picture
 
 from .workflow import IDENTITIES, Workflow
 
@@ -165,7 +164,7 @@ class Host:
         options = ["--preview-method", "none", "--disable-metadata"]
         python = Path(sys.executable)
         self.server = GuardedServer(
-            self.place.comfyui, python, base, cpu=not has_gpu(), options=options
+            self.place.comfyui, python, base, cpu=not _has_gpu(), options=options
         )
         self.server.start()
         self._client = Client(self.server.url)
@@ -179,6 +178,24 @@ class Host:
         if server is not None:
             server.stop()
             shutil.rmtree(server.base, ignore_errors=True)
+
+
+def _has_gpu() -> bool:
+    """Whether torch has a device, asked in a process of its own: torch would stay in this one.
+
+    Raises:
+        HostError: torch cannot be imported.
+    """
+    asked = subprocess.run(
+        [sys.executable, "-c", "from in_process import has_gpu; print(has_gpu())"],
+        cwd=REPO / "scripts",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if asked.returncode:
+        raise HostError(f"PyTorch does not start: {asked.stderr.strip().splitlines()[-1]}")
+    return asked.stdout.split()[-1] == "True"
 
 
 def link_base(base: Path, scratch: Path, identities: Path | None = None) -> None:

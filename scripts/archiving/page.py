@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.pictures.photos import read_picture
-from pfstorer_core.weights.writing import write_whole
+from pfstorer_core.pictures.reading import read_picture
+from pfstorer_core.weights.whole_files import write_whole
 
 from .listing import OWN, REPORT
 from .manifest import Manifest

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from pfstorer_core.errors import PFStorerError, first_line
-from pfstorer_core.pictures.photos import read_picture
+from pfstorer_core.pictures.reading import read_picture
 
 FORMATS = {"jpeg": ".jpg", "png": ".png", "tiff": ".tif", "webp": ".webp"}
 BY_EXTENSION = {

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from pfstorer_core.errors import PFStorerError
-from pfstorer_core.pictures.photos import read_picture
+from pfstorer_core.pictures.reading import read_picture
 
 from .study import Results, Screen
 
