@@ -44,7 +44,6 @@ PAPER, RING = "#262a31", "#ff9f1c"
 DRAWN_PERSON = 5_000_000
 RUN_SECONDS = 3600.0
 RUN_BUTTON = "queue-button"
-PAUSE = "paused => app.canvas.pause_rendering = paused"
 
 
 @dataclass(frozen=True)
@@ -192,9 +191,7 @@ def main() -> None:
                     frontend.open_template(template)
                     for title in frontend.titles("LoadImage"):
                         frontend.give_picture(title, files[title])
-                    frontend.page.evaluate(PAUSE, True)  # drawing takes half a core
                     frontend.run(RUN_SECONDS)
-                    frontend.page.evaluate(PAUSE, False)
                     frontend.wait_for_images()
                     parts = [part(frontend, step) for step in steps]
                 save(sheet(parts), options.out / f"steps_{name}.jpg")
