@@ -104,7 +104,7 @@ def part(frontend: Frontend, step: Step) -> Image.Image:
     if step.compare:
         middle = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
         frontend.page.mouse.move(*middle)
-    frontend.page.wait_for_timeout(500)  # it is drawn anew
+        frontend.page.wait_for_timeout(500)  # it is drawn anew
     clip = {
         "x": place["x"] - MARGIN,
         "y": place["y"] - MARGIN,
