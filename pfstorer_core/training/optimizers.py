@@ -65,8 +65,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Returns matrices (N, rows, columns) with singular values near 1, in bfloat16."""
-    x = matrices.bfloat16()
+    """Returns matrices (N, rows, columns) with singular values near 1.
+
+    In bfloat16, on a processor in float32: many have no instructions for bfloat16, and take eight
+    times as long.
+    """
+    x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
