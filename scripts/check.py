@@ -8,6 +8,7 @@ the tests one after another, as tests on a GPU should (`--gpu -n 0`).
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 
@@ -33,6 +34,8 @@ def main() -> None:
     if arguments.no_browser:
         for_pytest.append("--ignore=tests/browser")
 
+    # Else each of the many processes that tests start compiles PyTorch and ComfyUI anew.
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     failed = []
     for check in (
         ["ruff", "check", "."],
@@ -41,7 +44,8 @@ def main() -> None:
         ["pytest", "-n", WORKERS, "--dist", "loadfile", "--durations=10", *for_pytest],
     ):
         print(f"$ {' '.join(check)}", flush=True)
-        if subprocess.run([str(host.python), "-m", *check], cwd=REPO, check=False).returncode:
+        command = [str(host.python), "-m", *check]
+        if subprocess.run(command, cwd=REPO, env=env, check=False).returncode:
             failed.append(" ".join(check[:2]))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

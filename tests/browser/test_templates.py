@@ -19,7 +19,7 @@ PHOTO, PERSON, FAMILY, ENLARGE, MEASURE, SUPIR = (
     next(name for name in TEMPLATES if name.startswith(number)) for number in "124567"
 )
 TRAIN, RESTORE = "PFStorerTrainIdentityAdapter", "PFStorerTiledRestore"
-FEW = {"steps": 24, "views_per_photo": 2, "preview_every": 8}
+FEW = {"steps": 8, "views_per_photo": 2, "preview_every": 4}
 CLICKS = 6  # to the first own photo, that in the system's dialog counted
 SHOWN_SIZES = """() => app.graph._nodes.find(n => n.type === "SaveImage").imgs.map(
     image => [image.naturalWidth, image.naturalHeight]
@@ -199,7 +199,7 @@ def test_a_training_shows_its_preview_and_line_while_it_runs(
     preview, texts = frontend.seen()
     assert preview == [768, 768], "three pictures and the loss curve, enlarged by the host"
     assert any(text.startswith("Preparing views") for text in texts)
-    assert any("of 24, loss 0." in text and text.endswith(" left") for text in texts)
+    assert any("of 8, loss 0." in text and text.endswith(" left") for text in texts)
 
 
 def test_the_people_of_a_group_photo_are_told_apart(frontend: Frontend, screenshots: Path) -> None:
