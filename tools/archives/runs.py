@@ -136,11 +136,14 @@ class Run:
         return samples
 
     def kill(self) -> None:
-        """Kills the driver alone, as a crash would, and waits until nothing of it lives."""
-        family = self.processes()
+        """Kills the driver alone, as a crash would, and waits until no worker or ComfyUI lives.
+
+        Ray's agents, which nothing waits for, notice it after a minute.
+        """
+        waited_for = [*self.find("worker"), *self.find("comfyui")]
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        psutil.wait_procs(family[1:], timeout=60)
+        psutil.wait_procs(waited_for, timeout=60)
 
 
 def states(output: Path) -> dict[str, str]:
