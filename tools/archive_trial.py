@@ -24,7 +24,7 @@ from typing import Any
 import repository  # noqa: F401
 import torch
 from archives.photos import draw
-from archives.runs import WORKFLOW, Run, Setting, growth, problems, speed
+from archives.runs import WORKFLOW, Run, Setting, growth, problems, restored_at, speed
 from archiving.workflow import read_workflow
 from setup_host import find_comfyui
 
@@ -61,9 +61,7 @@ def bare_loops(setting: Setting, changes: list[str], workers: int, folder: Path)
                 text=True,
             )
         )
-    ends = [json.loads(loop.communicate()[0]) for loop in loops]
-    begun, over = max(e[0] for e in ends), min(e[-1] for e in ends)  # while all of them run
-    return 60 * sum(begun < end <= over for e in ends for end in e) / (over - begun)
+    return speed([end for loop in loops for end in json.loads(loop.communicate()[0])])
 
 
 def trial(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -78,7 +76,7 @@ def trial(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     run = Run(setting, folder / "out")
     samples = run.watch(options.timeout)
-    rate = speed(samples, options.count)
+    rate = speed(restored_at(run.output))
     grown = growth(samples, min(SETTLED, options.count // 10), options.count)
     wrong = problems(run.output, originals, damaged)
     found: dict[str, Any] = {
