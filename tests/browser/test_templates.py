@@ -204,7 +204,7 @@ def test_a_training_shows_its_preview_and_line_while_it_runs(
 
 def test_the_people_of_a_group_photo_are_told_apart(frontend: Frontend, screenshots: Path) -> None:
     frontend.open_template(FAMILY)
-    frontend.set_widgets(TRAIN, **FEW)
+    frontend.set_widgets(TRAIN, **{**FEW, "steps": 4})
     frontend.run()
     frontend.wait_for_images()
     shoot(frontend, screenshots / f"{FAMILY} run.png")
