@@ -98,8 +98,8 @@ def connected(machines: Machines) -> Iterator[None]:
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise PFStorerError(
-            f"Ray does not start, or no cluster answers ({first_line(error)}); check --address, "
-            "and see docs/archive.md."
+            f"Ray does not start, or no cluster answers ({first_line(error)}); check --address "
+            "and the cluster's RAY_AUTH_TOKEN, and see docs/archive.md."
         ) from error
     signal.signal(signal.SIGTERM, on_stop)  # Ray has put its own in place, which aborts the run
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from archives.runs import Run, Setting, pictures, problems, rows
 from .disk import mounting
 from .report import Outcome, Settings, Tally
 
-STARVED = Path(__file__).with_name("starved.py")
+STARVED = "faults.starved"  # as a module: beside it lies another `archives`
 TINY = "tiny.safetensors"
 FINE, SOME_FAILED = 0, 3  # how `archive.py` ends when all has come to an end
 WORKERS = 2
@@ -154,7 +155,7 @@ class Trial:
         state |= {"originals": str(self.setting.originals), "base": str(self.setting.base)}
         described = self.workspace / "starved.json"
         described.write_text(json.dumps(state | {"options": self.setting.options}))
-        command = [*in_private, sys.executable, str(STARVED), str(described)]
+        command = [*in_private, sys.executable, "-m", STARVED, str(described)]
         done = subprocess.run(
             command,
             capture_output=True,
@@ -176,8 +177,8 @@ class Trial:
             "The other goes on to the end; all is bit for bit as undisturbed",
         )
         output = self.workspace / "cluster"
-        with cluster() as (address, second):
-            run = Run(self.setting, output, "--address", address)
+        with cluster() as (address, second, environment):
+            run = Run(self.setting, output, "--address", address, environment=environment)
             deadline = time.monotonic() + PATIENCE
             while run.process.poll() is None and time.monotonic() < deadline:
                 machines = {row["machine"] for row in rows(output).values() if row["machine"]}
@@ -217,17 +218,18 @@ class Seen:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Starts a Ray cluster of two machines, both this one, with a core each.
+def cluster() -> Iterator[tuple[str, subprocess.Popen[bytes], dict[str, str]]]:
+    """Starts a Ray cluster of two machines, both this one, with a core each, and with a token.
 
     Yields:
-        Its address, and the process of the second machine.
+        Its address, the process of the second machine, and the environment of who uses it.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"127.0.0.1:{port}"
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"]
     start += ["--node-ip-address", "127.0.0.1", "--object-store-memory", str(100 * 2**20)]
     head = ["--head", "--port", str(port), "--include-dashboard", "false"]
@@ -244,7 +246,7 @@ def cluster() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
                 )
             )
             _wait_for_port(port)
-        yield address, started[1]
+        yield address, started[1], environment
     finally:
         for process in reversed(started):
             kill_family(process)

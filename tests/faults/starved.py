@@ -23,7 +23,8 @@ FULL = 1  # how `archive.py` ends when it cannot go on
 def failure(state: dict) -> str | None:
     """Runs twice, and says what is wrong."""
     setting = Setting(Path(state["originals"]), Path(state["base"]), tuple(state["options"]))
-    with tempfile.TemporaryDirectory() as folder:
+    # The disk goes with this process; until then it is in the way of removing the folder.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         place = Place(Path(folder, "place"), SIZE)
         if not place.mounted:
             return "no file system could be mounted"

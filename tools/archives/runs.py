@@ -64,9 +64,17 @@ class Run:
         output: folder.
         more: further options.
         log: file for what it prints; beside the output if None.
+        environment: of the process; this one's if None.
     """
 
-    def __init__(self, setting: Setting, output: Path, *more: str, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        output: Path,
+        *more: str,
+        log: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.output = output
         output.mkdir(parents=True, exist_ok=True)
         self.log = log or output.with_suffix(".log")
@@ -78,6 +86,7 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=subprocess.STDOUT,
+                env=environment,
                 start_new_session=True,
             )
 
