@@ -151,7 +151,7 @@ class Run:
 
         Ray's agents, which nothing waits for, notice it after a minute.
         """
-        waited_for = [*self.find("worker"), *self.find("comfyui")]
+        waited_for = [p for p in self.processes() if self._role(p) in ("worker", "comfyui")]
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         psutil.wait_procs(waited_for, timeout=60)
@@ -222,13 +222,15 @@ def speed(ends: Sequence[float]) -> float:
     """Returns how many photos were restored in a minute, between the first and the last tenth.
 
     So the same photos are compared wherever runs take them in the same order: large ones take ten
-    times as long as small ones.
+    times as long as small ones. It is not a number where there are too few to tell.
 
     Args:
         ends: seconds at which each was restored, by any clock.
     """
     ends = sorted(ends)
     first, last = len(ends) // 10, len(ends) * 9 // 10
+    if not ends or ends[last] == ends[first]:
+        return float("nan")
     return 60 * (last - first) / (ends[last] - ends[first])
 
 

@@ -163,7 +163,7 @@ def test_photos_and_a_network_help_to_tell_people_apart(
         more = {"photos": photos, "embedding": [embedding]}
         told = restore_people(pack, loaded, adapters, **given, lists=more).args[3][0]
         # What the clock and the machine's free memory said then.
-        return re.sub(r"Done in .*|[\d.]+ GiB free memory", "", str(told))
+        return re.sub(r"(?<=Done in ).*|[\d.]+(?= GiB free memory)", "", str(told))
 
     plain = report(sockets, two, NONE)
     assert "Face recognition" not in plain and report(sockets, None, AUTOMATIC) == plain

@@ -1,5 +1,6 @@
 """Tests of how trials of archives reckon."""
 
+import math
 import random
 
 import pytest
@@ -12,3 +13,7 @@ def test_speed_leaves_out_how_a_run_begins_and_ends():
     assert speed(ends) == pytest.approx(120)
     slow_at_both_ends = [end - 600 if end < 4 else end + 600 if end > 46 else end for end in ends]
     assert speed(slow_at_both_ends) == pytest.approx(120)
+
+
+def test_too_few_photos_have_no_speed():
+    assert all(math.isnan(speed(ends)) for ends in ([], [1.0], [2.0, 2.0]))
