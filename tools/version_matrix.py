@@ -42,7 +42,8 @@ def as_numbers(version: str) -> tuple[int, ...]:
 
 def run_tests(host: Host, tests: list[str]) -> tuple[bool, str]:
     """Runs tests on one host; returns whether they passed, and their counts in words."""
-    environment = os.environ | {"COMFYUI_PATH": str(host.comfyui)}
+    # With bytecode, which some environments forbid: each process of a test compiles all else.
+    environment = os.environ | {"COMFYUI_PATH": str(host.comfyui), "PYTHONDONTWRITEBYTECODE": ""}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [str(host.python), "-m", "pytest", *tests, f"--junitxml={report}"]
