@@ -16,7 +16,7 @@ from archives.runs import WORKFLOW, Run, Setting, pictures, problems, rows
 from archiving.host import ADAPTERS
 from archiving.listing import OWN, REPORT
 from archiving.pictures import read_bytes, read_original
-from archiving.workflow import IDENTITIES, PEOPLE, read_workflow, with_identities
+from archiving.workflow import IDENTITIES, read_workflow, with_identities
 from comfyui_client import TEXT_EVENT, Client
 from comfyui_server import Server
 from PIL import Image
@@ -172,11 +172,8 @@ def test_people_are_compared_with_all_adapters_of_a_folder(
 
 def people_workflow(folder: Path) -> Path:
     """Writes a workflow with Restore People, as exported with the adapters of others."""
-    prompt = read_workflow(WORKFLOW, CHANGES).prompt
-    inputs = {key: prompt["3"]["inputs"][key] for key in ("model", "vae", "image", "scale", "seed")}
-    inputs |= {"choices": "", "gamma": 1.0, "auto_gamma": False, "masked_only": False, "steps": 1}
-    inputs |= {"adapters.adapter_1": ["9", 0], "photos.photos_1": ["2", 0]}
-    prompt["3"] = {"class_type": PEOPLE[0], "inputs": inputs}
+    prompt = read_workflow(WORKFLOW.with_name("archive_people.json"), CHANGES).prompt
+    prompt["3"]["inputs"] |= {"adapters.adapter_1": ["9", 0], "photos.photos_1": ["2", 0]}
     path = folder / "people.json"
     path.write_text(json.dumps(prompt), encoding="utf-8")
     return path
