@@ -168,7 +168,7 @@ def _run(
     machines = Machines(
         options.address, options.workers, options.gpus_per_worker, options.cpus_per_worker
     )
-    progress = Progress(photos, counts[DONE])
+    progress = Progress(photos, counts[DONE], journal.count)
     began = time.monotonic()
     try:
         run(job, manifest, journal, machines, progress)

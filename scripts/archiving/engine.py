@@ -24,6 +24,8 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 # Else Ray keeps what became of each task, which grows, and counts what nobody looks at.
 os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
 os.environ.setdefault("RAY_enable_metrics_collection", "0")
+# A worker that was killed is nothing to act on; what is, such as a lack of memory, is still told.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "unexpected system error|infinite retries")
 
 import ray
 import ray.data
@@ -40,6 +42,8 @@ from .worker import Job, Worker, as_results, as_rows
 ATTEMPTS = 2  # for each photo; the second on another machine, where there is one
 OBJECT_STORE = 128 * 2**20  # bytes: it holds names and reports, no pictures
 MOST_BLOCKS = 4000  # parts that Ray Data cuts the list into; it keeps some 2 KB for each
+BLOCKS_EACH = 50  # for each worker at least, so that all end at about the same time
+BLOCK = 8  # photos at most, unless there are more than MOST_BLOCKS of them
 IN_FLIGHT = 2  # blocks at a worker: one that it works on, and the next
 WAITING_RESULTS = 64  # blocks of results that wait to be written down
 LOOK = 5.0  # seconds between two looks for machines that came or went
@@ -123,7 +127,8 @@ def run(
         manifest: in which it is written down what became of them.
         journal: of the output folder.
         machines: where workers run.
-        tell: is given the results of photos that came to an end, as they come.
+        tell: is given the results of photos that came to an end, some at a time, and none every
+            second that brings none.
 
     Raises:
         PFStorerError: the run cannot go on; what was done is written down.
@@ -147,9 +152,10 @@ def _write_down(
 ) -> None:
     reasons = [result.error for result in results if result.state == STOPPED]
     results = [result for result in results if result.state != STOPPED]
-    tell(manifest.record(results, ATTEMPTS))
+    ended = manifest.record(results, ATTEMPTS) if results else []
     for result in results:
         journal.forget(result.path)
+    tell(ended)
     if reasons:
         raise PFStorerError(reasons[0])
 
@@ -157,7 +163,7 @@ def _write_down(
 def _pass(
     job: Job, machines: Machines, tasks: Sequence[Task], avoid: str
 ) -> Generator[list[Result], None, None]:
-    """Yields the results of tasks, some at a time.
+    """Yields the results of tasks, some at a time, often none.
 
     Args:
         job: what they have in common.
@@ -184,7 +190,8 @@ def _pass(
         options["label_selector"] = {"ray.io/node-id": f"!{avoid}"}
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    photos = ray.data.from_items(as_rows(tasks), override_num_blocks=min(len(tasks), MOST_BLOCKS))
+    blocks = blocks_of(len(tasks), pool.size)
+    photos = ray.data.from_items(as_rows(tasks), override_num_blocks=blocks)
     results = photos.map_batches(
         Worker,
         fn_constructor_args=(job,),
@@ -228,15 +235,14 @@ def _fetched(results: ray.data.Dataset) -> Iterator[queue.Queue[Any]]:
 
 
 def _collected(arrived: queue.Queue[Any], expected: int, nodes: set[str]) -> Iterator[list[Result]]:
-    """Yields results as they come, and looks after the machines meanwhile."""
+    """Yields results as they come, often none, and looks after the machines meanwhile."""
     looked, count = time.monotonic(), 0
     while True:
         found = _take(arrived)
         batches = [item for item in found if isinstance(item, dict)]
         ready = [result for batch in batches for result in as_results(batch)]
         count += len(ready)
-        if ready:
-            yield ready
+        yield ready
         ended = [item for item in found if not isinstance(item, dict)]
         if time.monotonic() - looked > LOOK or ended:
             looked = time.monotonic()
@@ -266,6 +272,12 @@ def _take(arrived: queue.Queue[Any]) -> list[Any]:
             if not isinstance(found[-1], dict):
                 break
     return found
+
+
+def blocks_of(photos: int, workers: int) -> int:
+    """Returns into how many blocks photos are cut; each costs Ray Data some time of a core."""
+    together = min(BLOCK, max(1, photos // (workers * BLOCKS_EACH)))
+    return min(-(-photos // together), MOST_BLOCKS)
 
 
 def _nodes() -> dict[str, dict[str, float]]:

@@ -120,6 +120,10 @@ class Journal:
             if (result := self._read(record, outputs)) is not None:
                 yield result
 
+    def count(self) -> int:
+        """Returns how many photos are recorded that the manifest does not hold yet."""
+        return sum(1 for _ in self.records.glob("*.json"))
+
     def forget(self, path: str) -> None:
         """Removes the record of a photo that the manifest holds."""
         self._record(path).unlink(missing_ok=True)

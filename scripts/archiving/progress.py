@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .results import DONE, FAILED, KEPT, Result
 
@@ -20,22 +20,25 @@ class Progress:
     Args:
         photos: in all.
         done: of them, before this run.
+        recorded: returns how many more are done by workers that have not told of them yet.
     """
 
-    def __init__(self, photos: int, done: int) -> None:
-        self.photos, self.before = photos, done
+    def __init__(self, photos: int, done: int, recorded: Callable[[], int]) -> None:
+        self.photos, self.before, self.recorded = photos, done, recorded
         self.ended: Counter[str] = Counter()
-        self._times: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        # From the first photo on: the time before is ComfyUI's start, and says nothing of the rest.
+        self._times: deque[tuple[float, int]] = deque()
         self._last = 0.0
         self._in_place = sys.stdout.isatty()
 
     def __call__(self, results: Sequence[Result]) -> None:
         """Counts photos that came to an end, and shows the line."""
         self.ended.update(result.state for result in results)
-        now = time.monotonic()
-        self._times.append((now, self.ended.total()))
-        # The time before the first photo is ComfyUI's start, and says nothing of those that follow.
-        while len(self._times) > 2 and (self._times[0][1] == 0 or self._times[0][0] < now - RECENT):
+        now, ended = time.monotonic(), self.ended.total() + self.recorded()
+        if ended == (self._times[-1][1] if self._times else 0):
+            return
+        self._times.append((now, ended))
+        while len(self._times) > 2 and self._times[0][0] < now - RECENT:
             self._times.popleft()
         if self._in_place:
             width = shutil.get_terminal_size().columns - 1
@@ -45,16 +48,20 @@ class Progress:
             print(self.line(), flush=True)
 
     def per_minute(self) -> float:
-        """Returns how many photos came to an end in a minute, of late."""
+        """Returns how many photos came to an end in a minute, of late; 0 if that is not known."""
+        if len(self._times) < 2:
+            return 0.0
         (begun, first), (now, last) = self._times[0], self._times[-1]
         return 60 * (last - first) / (now - begun) if now > begun else 0.0
 
     def line(self) -> str:
         """Returns how far the archive is."""
-        done = self.before + self.ended[DONE] + self.ended[KEPT]
+        done = self.before + self.ended[DONE] + self.ended[KEPT] + self.recorded()
         failed, speed = self.ended[FAILED], self.per_minute()
         left = self.photos - done - failed
-        words = [f"{done} of {self.photos} done", f"{failed} failed", f"{speed:.1f} a minute"]
+        words = [f"{done} of {self.photos} done", f"{failed} failed"]
+        if speed:
+            words.append(f"{speed:.1f} a minute")
         if left and speed:
             words.append(f"{_duration(60 * left / speed)} left")
         return ", ".join(words)
