@@ -6,7 +6,7 @@
 Opens the templates in ComfyUI's real page, gives them photos, runs them and takes the steps' parts
 of the page; what is to be pressed has a ring. Runs in ComfyUI's environment (scripts/setup_host.py
 makes one) and needs Chromium. The photo is scikit-image's astronaut (NASA, public domain), the
-person a drawn one, who is learned first, which takes a quarter of an hour.
+person a drawn one, who is learned first, which takes a quarter to half an hour.
 """
 
 from __future__ import annotations
