@@ -53,17 +53,21 @@ PLACE_OF_WIDGET = """([title, name]) => {
     const frame = app.canvasEl.getBoundingClientRect();
     return [x + frame.left, y + frame.top];
 }"""
-# Shows a node at its own size and returns its place on the page.
+# Shows a node at its own size.
 SHOW_NODE = """title => {
     const node = app.graph._nodes.find(n => n.title === title);
     const {ds} = app.canvas;
     ds.scale = 1;
     ds.offset = [200 - node.pos[0], 140 - node.pos[1]];
     app.canvas.setDirty(true, true);
+}"""
+PLACE_OF_NODE = """title => {
+    const node = app.graph._nodes.find(n => n.title === title);
+    const {ds} = app.canvas;
     const frame = app.canvasEl.getBoundingClientRect();
     const [x, y] = ds.convertOffsetToCanvas([node.pos[0], node.pos[1] - 30]);
-    const [width, height] = node.size;
-    return {x: x + frame.left, y: y + frame.top, width, height: height + 30};
+    const [width, height] = [node.size[0] * ds.scale, (node.size[1] + 30) * ds.scale];
+    return {x: x + frame.left, y: y + frame.top, width, height};
 }"""
 SET_PICTURE = """async ([bytes, name, title]) => {
     const body = new FormData();
@@ -263,8 +267,13 @@ class Frontend:
         Returns:
             Its place, title included, in pixels of the page: x, y, width, height.
         """
-        place: dict[str, float] = self.page.evaluate(SHOW_NODE, title)
+        self.page.evaluate(SHOW_NODE, title)
         self.page.wait_for_timeout(500)  # it is drawn anew
+        return self.place_of_node(title)
+
+    def place_of_node(self, title: str) -> dict[str, float]:
+        """Returns the place of a node on the canvas; see `show_node`."""
+        place: dict[str, float] = self.page.evaluate(PLACE_OF_NODE, title)
         return place
 
     def give_picture(self, title: str, path: Path) -> None:

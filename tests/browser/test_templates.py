@@ -29,6 +29,8 @@ COMPARED = """() => {
     const {beforeImages, afterImages} = node.widgets[0].value;
     return beforeImages.length === 1 && afterImages.length === 1 && node.widgets[0].hidden;
 }"""
+# What an app says of the picture that it shows.
+RESULT = r"document.body.innerText.match(/\d\s*\|\s*(restored|measured)_/)"
 OUTPUTS = "[...document.querySelectorAll('img')].filter(i => i.src.includes('pfstorer')).length"
 
 
@@ -237,6 +239,7 @@ def test_a_template_runs_as_an_app(
     frontend.start(app=True)
     frontend.wait()
     frontend.page.wait_for_function(f"{OUTPUTS} > 0")
+    frontend.page.wait_for_function(RESULT)
     frontend.page.screenshot(path=screenshots / f"{name} app run.png")
 
 

@@ -98,6 +98,8 @@ def test_a_template_is_an_app_too(workflow: dict[str, Any]) -> None:
     assert 1 <= len(chosen["inputs"]) <= 6 and chosen["outputs"]
     assert all(number in types for number, _ in chosen["inputs"])
     assert all(number in types for number in chosen["outputs"])
+    shown = {types[number] for number in chosen["outputs"]}
+    assert "ImageCompare" not in shown, "an app shows its pictures one by one, the bad one first"
     pictures = {
         ("LoadImage", "image"),
         ("LoadImageDataSetFromFolder", "folder"),
