@@ -18,7 +18,7 @@ from comfyui_server import Server
 from illustrations.sheets import save
 from in_process import has_gpu
 from setup_host import REPO, find_comfyui
-from step_pictures import BEFORE_AFTER, photos, shot
+from step_pictures import BEFORE_AFTER, photos, point_at, shot
 from torchvision.transforms.functional import to_pil_image
 
 sys.path.append(str(repository.ROOT / "tests"))
@@ -27,7 +27,6 @@ from comfyui_frontend import Frontend
 
 TEMPLATE, PHOTO = "1 Restore a photo", "Your photo"
 LARGEST = 150_000  # bytes
-PAGE = {"x": 0.0, "y": 0.0, "width": 1440.0, "height": 900.0}
 RESULT = "[...document.querySelectorAll('img')].some(i => i.src.includes('pfstorer'))"
 
 
@@ -38,10 +37,7 @@ def as_graph(frontend: Frontend, photo: Path) -> None:
     frontend.run()
     frontend.wait_for_images()
     frontend.page.wait_for_timeout(2000)  # its pictures are loaded, and the queue is empty
-    place = frontend.place_of_node(BEFORE_AFTER.node)
-    middle = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
-    frontend.page.mouse.move(*middle, steps=5)
-    frontend.page.wait_for_timeout(500)  # it is drawn anew
+    point_at(frontend, frontend.place_of_node(BEFORE_AFTER.node))
 
 
 def as_app(frontend: Frontend, photo: Path) -> None:
@@ -79,7 +75,7 @@ def main() -> None:
                 open_frontend(browser, server.url) as frontend,
             ):
                 run(frontend, photo)
-                save(shot(frontend, PAGE), options.out / f"{name}.jpg", LARGEST)
+                save(shot(frontend), options.out / f"{name}.jpg", LARGEST)
             print(f"{name}.jpg", flush=True)
 
 

@@ -88,8 +88,8 @@ def photos() -> dict[str, Tensor]:
     return {"Your photo": photo, "The photo to restore": bad} | of_the_person
 
 
-def shot(frontend: Frontend, clip: dict[str, float]) -> Image.Image:
-    """Returns a part of the page."""
+def shot(frontend: Frontend, clip: dict[str, float] | None = None) -> Image.Image:
+    """Returns a part of the page, or all of it."""
     return Image.open(BytesIO(frontend.page.screenshot(clip=clip))).convert("RGB")
 
 
@@ -98,13 +98,18 @@ def ring(picture: Image.Image, box: tuple[float, float, float, float]) -> None:
     ImageDraw.Draw(picture).rounded_rectangle(box, 10, outline=RING, width=4)
 
 
+def point_at(frontend: Frontend, place: dict[str, float]) -> None:
+    """Puts the pointer on the middle of a place, as a user does."""
+    middle = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
+    frontend.page.mouse.move(*middle, steps=5)
+    frontend.page.wait_for_timeout(500)  # it is drawn anew
+
+
 def part(frontend: Frontend, step: Step) -> Image.Image:
     """Returns the part of the page that shows a step."""
     place = frontend.show_node(step.node)
     if step.compare:
-        middle = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
-        frontend.page.mouse.move(*middle)
-        frontend.page.wait_for_timeout(500)  # it is drawn anew
+        point_at(frontend, place)
     clip = {
         "x": place["x"] - MARGIN,
         "y": place["y"] - MARGIN,

@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
-from .results import DONE, FAILED, KEPT, Result
+from .results import FAILED, Result
 
 RECENT = 300.0  # seconds that the speed is measured over
 LINE_SECONDS = 30.0  # between two lines, where the output is no terminal
@@ -35,7 +35,7 @@ class Progress:
         """Counts photos that came to an end, and shows the line."""
         self.ended.update(result.state for result in results)
         now, ended = time.monotonic(), self.ended.total() + self.recorded()
-        if ended == (self._times[-1][1] if self._times else 0):
+        if ended == self._counted():
             return
         self._times.append((now, ended))
         while len(self._times) > 2 and self._times[0][0] < now - RECENT:
@@ -47,6 +47,10 @@ class Progress:
             self._last = now
             print(self.line(), flush=True)
 
+    def _counted(self) -> int:
+        """Returns how many photos of this run had come to an end when they were last counted."""
+        return self._times[-1][1] if self._times else 0
+
     def per_minute(self) -> float:
         """Returns how many photos came to an end in a minute, of late; 0 if that is not known."""
         if len(self._times) < 2:
@@ -56,8 +60,8 @@ class Progress:
 
     def line(self) -> str:
         """Returns how far the archive is."""
-        done = self.before + self.ended[DONE] + self.ended[KEPT] + self.recorded()
         failed, speed = self.ended[FAILED], self.per_minute()
+        done = self.before + self._counted() - failed
         left = self.photos - done - failed
         words = [f"{done} of {self.photos} done", f"{failed} failed"]
         if speed:
