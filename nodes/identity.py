@@ -39,6 +39,7 @@ class SaveIdentity(io.ComfyNode):
                 Identity.Input("adapter", tooltip=ADAPTER_TOOLTIP),
                 io.String.Input(
                     "file_name",
+                    display_name="file name",
                     default="person",
                     tooltip="Name in models/pfstorer_identities; a folder may stand before it.",
                 ),
@@ -48,7 +49,7 @@ class SaveIdentity(io.ComfyNode):
                     tooltip="Replace a file of that name; else a number is added to the name.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="file_name", tooltip="Name of the file.")],
+            outputs=[io.String.Output(display_name="file name", tooltip="Name of the file.")],
         )
 
     @classmethod
@@ -75,6 +76,7 @@ class LoadIdentity(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file_name",
+                    display_name="file name",
                     options=folders.identity_names(),
                     tooltip="File in models/pfstorer_identities.",
                 )

@@ -56,7 +56,10 @@ class TrainIdentityAdapter(io.ComfyNode):
                     ),
                 ),
                 io.String.Input(
-                    "name", default="person", tooltip="What to call the person; kept in the file."
+                    "name",
+                    display_name="name of the person",
+                    default="person",
+                    tooltip="What to call the person; kept in the file.",
                 ),
                 io.Combo.Input(
                     "preset",

@@ -36,8 +36,8 @@ SHOWN_TEXT = """title => {
     const names = ["$$node-text-preview", "preview_text"];
     return node.widgets.find(w => names.includes(w.name) && w.value)?.value ?? "";
 }"""
-SET_WIDGETS = """([type, values]) => {
-    const nodes = app.graph._nodes.filter(n => n.type === type);
+SET_WIDGETS = """([type, title, values]) => {
+    const nodes = app.graph._nodes.filter(n => n.type === type && n.title === (title ?? n.title));
     for (const node of nodes)
         for (const [name, value] of Object.entries(values))
             node.widgets.find(w => w.name === name).value = value;
@@ -243,9 +243,9 @@ class Frontend:
         )
         return titles
 
-    def set_widgets(self, node_type: str, **values: Any) -> None:
-        """Sets widgets of all nodes of a type, of which there must be one."""
-        assert self.page.evaluate(SET_WIDGETS, [node_type, values]) > 0
+    def set_widgets(self, node_type: str, title: str | None = None, **values: Any) -> None:
+        """Sets widgets of all nodes of a type, or of a title, of which there must be one."""
+        assert self.page.evaluate(SET_WIDGETS, [node_type, title, values]) > 0
 
     def drop_picture(self, path: Path) -> None:
         """Drops a picture file on the page and waits for the Load Image node that shows it."""

@@ -6,12 +6,13 @@ import pytest
 import torch
 from comfyui_client import Client
 from comfyui_frontend import Frontend
-from comfyui_server import PACK
+from comfyui_server import PACK, Server
 from setup_host import REPO
 from torchvision.transforms.functional import to_pil_image
 
 from pfstorer_core.degradation.presets import PRESETS
 from pfstorer_core.degradation.second_order import degrade
+from pfstorer_core.drawn.groups import group_photo
 from pfstorer_core.drawn.portraits import portrait_set
 
 TEMPLATES = sorted(path.stem for path in (REPO / "example_workflows").glob("*.json"))
@@ -20,6 +21,7 @@ PHOTO, PERSON, FAMILY, ENLARGE, MEASURE, SUPIR = (
 )
 TRAIN, RESTORE = "PFStorerTrainIdentityAdapter", "PFStorerTiledRestore"
 FEW = {"steps": 8, "views_per_photo": 2, "preview_every": 4}
+DRAWN_PERSON = 5_000_000
 CLICKS = 6  # to the first own photo, that in the system's dialog counted
 SHOWN_SIZES = """() => app.graph._nodes.find(n => n.type === "SaveImage").imgs.map(
     image => [image.naturalWidth, image.naturalHeight]
@@ -43,7 +45,7 @@ def screenshots(tmp_path: Path, pytestconfig: pytest.Config) -> Path:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Drawn photos by the title of the node that takes each."""
     folder = tmp_path_factory.mktemp("photos")
-    portraits = portrait_set(5_000_000, 4, 1, 96)  # (4, 3, 96, 96)
+    portraits = portrait_set(DRAWN_PERSON, 4, 1, 96)  # (4, 3, 96, 96)
     spoilt = degrade(portraits[3:, :, :, :80], PRESETS["medium"], torch.Generator().manual_seed(0))
     pictures = {f"Photo {k + 1} of the person": portraits[k] for k in range(3)}
     for title in ("Your photo", "The photo to restore", "The restored photo"):
@@ -204,8 +206,22 @@ def test_a_training_shows_its_preview_and_line_while_it_runs(
     assert any("of 8, loss 0." in text and text.endswith(" left") for text in texts)
 
 
-def test_the_people_of_a_group_photo_are_told_apart(frontend: Frontend, screenshots: Path) -> None:
+def test_the_people_of_a_group_photo_are_told_apart(
+    frontend: Frontend, server: Server, tmp_path: Path, screenshots: Path
+) -> None:
+    folders = {"First": "family/anna", "Second": "family/ben"}
+    for number, folder in enumerate(folders.values(), DRAWN_PERSON):
+        place = server.base / "input" / folder
+        place.mkdir(parents=True)
+        for k, portrait in enumerate(portrait_set(number, 3, 1, 96)):
+            to_pil_image(portrait).save(place / f"{k}.png")
+    group = group_photo([DRAWN_PERSON, DRAWN_PERSON + 1, DRAWN_PERSON + 4], 96, 240, seed=6)
+    to_pil_image(group.picture[0]).save(tmp_path / "family.png")
     frontend.open_template(FAMILY)
+    for ordinal, folder in folders.items():
+        title = f"{ordinal} person: a folder of photos"
+        frontend.set_widgets("LoadImageDataSetFromFolder", title=title, folder=folder)
+    frontend.give_picture("The family photo", tmp_path / "family.png")
     frontend.set_widgets(TRAIN, **{**FEW, "steps": 4})
     frontend.run()
     frontend.wait_for_images()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from labels import ENGLISH, labels_of
 from setup_host import REPO
 
 TEMPLATES = sorted((REPO / "example_workflows").glob("*.json"))
@@ -12,6 +13,7 @@ TITLE = 30  # px above a node's place
 SLOT, FIRST_SLOT = 20, 14  # px between two slots; of the first below the node's place
 SAMPLES = 60  # points of a link
 WIDEST, HIGHEST = 1850, 1140  # px: then the view opens at .58 or more, and all text is drawn
+RAW = {"image", "folder", "name", "text", "seed"}  # say nothing to who sees a form alone
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -100,12 +102,19 @@ def test_a_template_is_an_app_too(workflow: dict[str, Any]) -> None:
     assert all(number in types for number in chosen["outputs"])
     shown = {types[number] for number in chosen["outputs"]}
     assert "ImageCompare" not in shown, "an app shows its pictures one by one, the bad one first"
-    pictures = {
-        ("LoadImage", "image"),
-        ("LoadImageDataSetFromFolder", "folder"),
-        ("PFStorerDemoGroup", "seed"),
-    }
+    pictures = {("LoadImage", "image"), ("LoadImageDataSetFromFolder", "folder")}
     assert pictures & {(types[number], name) for number, name in chosen["inputs"]}
+
+
+def test_an_app_names_what_it_asks_for(workflow: dict[str, Any]) -> None:
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    labels = []
+    for number, name in workflow["extra"]["linearData"]["inputs"]:
+        node = nodes[number]
+        own = {i["name"]: i["label"] for i in node["inputs"] if "label" in i}
+        labels.append(own.get(name) or labels_of(ENGLISH)[node["type"]]["inputs"][name]["name"])
+    assert len(set(labels)) == len(labels), "two of one name"
+    assert [label for label in labels if "_" in label or label in RAW] == []
 
 
 def test_the_page_knows_the_photos_and_pictures_of_a_template(workflow: dict[str, Any]) -> None:
