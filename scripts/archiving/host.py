@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from setup_host import REPO
 from pfstorer_core.errors import PFStorerError, first_line
 from pfstorer_core.pictures.reading import read_picture
 
+from .pictures import read_bytes
 from .workflow import IDENTITIES, Workflow
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -48,6 +52,21 @@ class Place:
     identities: Path | None = None
 
 
+@dataclass(frozen=True)
+class Restored:
+    """What a workflow made of a picture.
+
+    Attributes:
+        picture: RGB.
+        lines: what its nodes say of it.
+        seconds: that ComfyUI took.
+    """
+
+    picture: Image.Image
+    lines: list[str]
+    seconds: float
+
+
 class GuardedServer(Server):
     """A ComfyUI that ends with the process that started it, however that ends."""
 
@@ -71,6 +90,8 @@ class GuardedServer(Server):
 class Host:
     """Runs a workflow photo by photo. Starts ComfyUI when it is first needed.
 
+    Several threads may use it: ComfyUI has one photo, while others are packed and unpacked.
+
     Args:
         place: of ComfyUI.
         workflow: the workflow.
@@ -81,17 +102,10 @@ class Host:
         self.server: GuardedServer | None = None
         self._client: Client | None = None
         self._numbers = itertools.count()
+        self._turn = threading.Lock()
 
-    def start(self) -> None:
-        """Starts ComfyUI unless it runs.
-
-        Raises:
-            HostError: it does not start.
-        """
-        self._started()
-
-    def restore(self, picture: Image.Image) -> tuple[Image.Image, list[str]]:
-        """Returns a restored picture, and what the workflow's nodes say of it.
+    def restore(self, picture: Image.Image) -> Restored:
+        """Returns what the workflow makes of a picture.
 
         Args:
             picture: upright, RGB.
@@ -100,11 +114,20 @@ class Host:
             PFStorerError: the workflow failed on this picture.
             HostError: no picture can be restored.
         """
-        server, client = self._started()
+        packed = io.BytesIO()
+        picture.save(packed, "PNG", compress_level=1)
+        with self._turn:
+            server, client = self._started()
+            began = time.monotonic()  # a start counts for no photo
+            content, lines = self._restored(server, client, packed.getvalue())
+            seconds = time.monotonic() - began
+        return Restored(read_picture(content, "the result"), lines, seconds)
+
+    def _restored(self, server: Server, client: Client, packed: bytes) -> tuple[bytes, list[str]]:
         name = f"{next(self._numbers)}.png"  # a new one each time, or ComfyUI answers by heart
         source = server.base / "input" / name
         source.parent.mkdir(exist_ok=True)
-        picture.save(source, compress_level=1)
+        source.write_bytes(packed)
         try:
             return self._run(server, client, name)
         except PromptRefused as error:
@@ -118,7 +141,7 @@ class Host:
         finally:
             source.unlink(missing_ok=True)
 
-    def _run(self, server: Server, client: Client, name: str) -> tuple[Image.Image, list[str]]:
+    def _run(self, server: Server, client: Client, name: str) -> tuple[bytes, list[str]]:
         prompt = self.workflow.of(name)
         run = client.run(prompt, timeout=self.place.timeout)
         # ComfyUI keeps what it did, thousands of runs of it.
@@ -137,7 +160,7 @@ class Host:
             if len(images) != 1:
                 raise PFStorerError(f"The workflow gave {len(images)} pictures in place of one.")
             saved = server.base / images[0]["type"] / images[0]["subfolder"]
-            restored = read_picture(saved / images[0]["filename"], "the result")
+            restored = read_bytes(saved / images[0]["filename"])
         finally:
             for path in paths:
                 path.unlink(missing_ok=True)

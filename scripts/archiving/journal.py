@@ -133,15 +133,21 @@ class Journal:
         for record in self.records.glob("*.json"):
             record.unlink(missing_ok=True)
 
+    def deaths(self, path: str) -> int:
+        """Returns how many workers have ended while they had a photo in hand, in this run."""
+        try:
+            return (self.begun / _key(path)).stat().st_size
+        except OSError:
+            return 0
+
     def begin(self, path: str) -> bool:
         """Notes that a photo is begun; False if it has ended too many workers in this run.
 
         Raises:
             OutputError: the file system refuses.
         """
-        marks = self.begun / _key(path)
+        marks, deaths = self.begun / _key(path), self.deaths(path)
         try:
-            deaths = marks.stat().st_size if marks.exists() else 0
             if deaths < MOST_DEATHS:
                 with marks.open("ab") as file:
                     file.write(b".")

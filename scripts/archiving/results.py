@@ -18,7 +18,7 @@ class Result:
         state: DONE, FAILED, KEPT or STOPPED.
         digest: SHA-256 of the original, "" if it could not be read.
         settings: digest of what it was restored with.
-        seconds: that it took.
+        seconds: that ComfyUI took, or until it failed.
         worker: name of the process that did it.
         machine: Ray's name of the machine.
         report: what the workflow says of it, and what could not be kept.

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,8 @@ from .journal import MOST_DEATHS, Journal, OutputError
 from .pictures import BY_EXTENSION, digest_of, encoded, read_bytes, read_original
 from .results import DONE, FAILED, KEPT, STOPPED, Result, Task
 from .workflow import Workflow
+
+AT_ONCE = 2  # photos in hand: ComfyUI has one while the other is read or written
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,15 @@ class Worker:
         """Restores the photos of a block of tasks and returns their results."""
         columns = [batch[field.name] for field in fields(Task)]
         tasks = [Task(*(str(value) for value in values)) for values in zip(*columns, strict=True)]
+        # Whoever had a photo in hand and ended has it alone now: no other is blamed for it.
+        alone = any(self.journal.deaths(task.path) for task in tasks)
         results: list[Result] = []
-        for task in tasks:
-            results.append(self._done(task))
-            if results[-1].state == STOPPED:
+        pool = ThreadPoolExecutor(1 if alone else AT_ONCE)
+        for result in pool.map(self._done, tasks):
+            results.append(result)
+            if result.state == STOPPED:
                 break
+        pool.shutdown(cancel_futures=True)
         return {
             field.name: [getattr(result, field.name) for result in results]
             for field in fields(Result)
@@ -105,7 +112,8 @@ class Worker:
             error = f"{type(failure).__name__}: {first_line(failure)}."
         with contextlib.suppress(OSError):
             self.journal.end(task.path)
-        return self._named(Result(task.path, state, digest, self.job.settings, error=error), began)
+        result = Result(task.path, state, digest, self.job.settings, error=error)
+        return self._named(result, time.monotonic() - began)
 
     def _kept(self, task: Task) -> bool:
         try:
@@ -119,12 +127,10 @@ class Worker:
             raise PFStorerError(
                 f"{MOST_DEATHS} workers ended over it, for lack of memory perhaps; scale it down."
             )
-        self.host.start()
-        began = time.monotonic()  # a start counts for no photo
-        restored, report = self.host.restore(original.picture)
+        restored = self.host.restore(original.picture)
         kind = BY_EXTENSION[PurePosixPath(task.output).suffix.lower()]
-        file = encoded(original, restored, kind, self.job.quality)
-        lines = "\n".join([*dict.fromkeys(original.notes), *report])
+        file = encoded(original, restored.picture, kind, self.job.quality)
+        lines = "\n".join([*dict.fromkeys(original.notes), *restored.lines])
         result = Result(
             task.path,
             DONE,
@@ -134,16 +140,16 @@ class Worker:
             output_digest=digest_of(file),
             output_size=len(file),
         )
-        result = self._named(result, began)
+        result = self._named(result, restored.seconds)
         self.journal.write(result, task.output, file)
         self.journal.end(task.path)
         return result
 
-    def _named(self, result: Result, began: float) -> Result:
+    def _named(self, result: Result, seconds: float) -> Result:
         """Adds who did it, when, and how long it took."""
         return replace(
             result,
-            seconds=round(time.monotonic() - began, 3),
+            seconds=round(seconds, 3),
             worker=self.name,
             machine=self.machine,
             ended=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -29,13 +29,12 @@ def main() -> None:
         sys.exit("error: no ComfyUI found; run scripts/setup_host.py or set COMFYUI_PATH")
     workflow = Workflow(**json.loads(Path(described).read_text(encoding="utf-8")))
     host = Host(Place(comfyui, Path(base), 3600), workflow)
-    host.start()
     Path(output).mkdir(parents=True, exist_ok=True)
     ends = []
     for number, path in enumerate(map(Path, json.loads(Path(files).read_text(encoding="utf-8")))):
         try:
             original = read_original(read_bytes(path), path.name)
-            restored, _ = host.restore(original.picture)
+            restored = host.restore(original.picture).picture
             kind = BY_EXTENSION[path.suffix.lower()]
             place = Path(output, f"{number}{path.suffix}")
             place.write_bytes(encoded(original, restored, kind, 95))
