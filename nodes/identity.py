@@ -49,7 +49,7 @@ class SaveIdentity(io.ComfyNode):
                     tooltip="Replace a file of that name; else a number is added to the name.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="file name", tooltip="Name of the file.")],
+            outputs=[io.String.Output(display_name="file_name", tooltip="Name of the file.")],
         )
 
     @classmethod

@@ -4,8 +4,9 @@
 
 Runs in ComfyUI's environment with Ray, on an otherwise idle machine. It draws an archive of people
 with 3 in 100 files damaged, restores it, then lets as many bare loops as there are workers restore
-the same photos at the same time, and prints what was found as JSON. `tests/fault_campaign.py --only
-archives` kills and starves such runs.
+the same photos at the same time, and prints what was found as JSON; FOLDER/samples.json has the
+memory of all processes over time. `tests/fault_campaign.py --only archives` kills and starves such
+runs.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ def trial(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     began = time.monotonic()
     run = Run(setting, folder / "out")
     samples = run.watch(options.timeout)
+    kept = json.dumps([asdict(sample) for sample in samples])
+    (folder / "samples.json").write_text(kept, encoding="utf-8")
     rate = speed(restored_at(run.output))
     grown = growth(samples, min(SETTLED, options.count // 10), options.count)
     wrong = problems(run.output, originals, damaged)

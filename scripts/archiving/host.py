@@ -184,7 +184,9 @@ class Host:
     def _start(self) -> None:
         base = Path(tempfile.mkdtemp(prefix="pfstorer-archive-"))
         link_base(self.place.base, base, self.place.identities)
-        options = ["--preview-method", "none", "--disable-metadata"]
+        # Else ComfyUI keeps what it made of all photos until memory is nearly full, or on a machine
+        # with very much of it until 128 GB are left.
+        options = ["--preview-method", "none", "--disable-metadata", "--cache-classic"]
         python = Path(sys.executable)
         self.server = GuardedServer(
             self.place.comfyui, python, base, cpu=not _has_gpu(), options=options

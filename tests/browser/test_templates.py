@@ -20,7 +20,8 @@ PHOTO, PERSON, FAMILY, ENLARGE, MEASURE, SUPIR = (
     next(name for name in TEMPLATES if name.startswith(number)) for number in "124567"
 )
 TRAIN, RESTORE = "PFStorerTrainIdentityAdapter", "PFStorerTiledRestore"
-FEW = {"steps": 8, "views_per_photo": 2, "preview_every": 4}
+FEW = {"steps": 8, "views_per_photo": 2, "batch": 1, "preview_every": 4}
+SMALL = {**FEW, "size": 64}
 DRAWN_PERSON = 5_000_000
 CLICKS = 6  # to the first own photo, that in the system's dialog counted
 SHOWN_SIZES = """() => app.graph._nodes.find(n => n.type === "SaveImage").imgs.map(
@@ -222,7 +223,7 @@ def test_the_people_of_a_group_photo_are_told_apart(
         title = f"{ordinal} person: a folder of photos"
         frontend.set_widgets("LoadImageDataSetFromFolder", title=title, folder=folder)
     frontend.give_picture("The family photo", tmp_path / "family.png")
-    frontend.set_widgets(TRAIN, **{**FEW, "steps": 4})
+    frontend.set_widgets(TRAIN, **SMALL)
     frontend.run()
     frontend.wait_for_images()
     shoot(frontend, screenshots / f"{FAMILY} run.png")
@@ -269,7 +270,7 @@ def test_a_blueprint_is_placed_and_runs(
 ) -> None:
     values = {RESTORE: {"longest_side": 88}}
     if "photos" in inputs:
-        values[TRAIN] = {**FEW, "seed": 77}
+        values[TRAIN] = {**SMALL, "seed": 77}
     assert frontend.place_blueprint(name, values)[: len(inputs)] == inputs
     give_pictures(frontend, photos)
     frontend.run()

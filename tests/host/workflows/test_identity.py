@@ -27,6 +27,7 @@ PERSONALIZED = json.loads((API / "personalized_restore.json").read_text())
 TINY = "tiny_identity_workflow.safetensors"
 LOADER, PHOTOS, TRAIN, SAVE, REPORT, PHOTOS_SHOWN = "1", "2", "3", "4", "5", "6"
 FEW = {"steps": 6, "views_per_photo": 2, "batch": 1, "preview_every": 3}
+SMALL = {**FEW, "size": 64}
 Prompt = dict[str, Any]
 
 
@@ -41,7 +42,7 @@ def tiny(server: Server) -> str:
 def training(tiny: str) -> Prompt:
     """The template's training, of few steps on the tiny restorer."""
     prompt = changed(TRAINING, LOADER, restorer=tiny)
-    return changed(prompt, TRAIN, **FEW)
+    return changed(prompt, TRAIN, **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_training_shows_its_progress_and_ends_in_a_file(client: Client, server: 
 
 
 def test_the_personalized_template_restores_side_by_side(client: Client) -> None:
-    run = client.run(changed(PERSONALIZED, TRAIN, **FEW))
+    run = client.run(changed(PERSONALIZED, TRAIN, **SMALL))
     assert run.status == "success", run.error
     shown = pictures(client, run)
     titles = {node["_meta"]["title"]: key for key, node in PERSONALIZED.items()}

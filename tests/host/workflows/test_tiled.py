@@ -29,6 +29,7 @@ SINCE_TILES = (
     "feather",
     "encoder_interval",
 )
+FEW = {"steps": 6, "views_per_photo": 2, "batch": 1, "size": 64, "preview_every": 0}
 Prompt = dict[str, Any]
 
 
@@ -72,14 +73,16 @@ def test_the_group_template_restores_each_person_in_a_mask(client: Client) -> No
     nodes = titled(GROUP)
     few = GROUP
     for who in ("Train person 1", "Train person 2"):
-        few = changed(few, nodes[who], steps=6, views_per_photo=2, batch=1, preview_every=0)
+        few = changed(few, nodes[who], **FEW)
     for how in ("Restore with the adapters", "Restore without the adapters"):
-        few = changed(few, nodes[how], steps=2)
+        few = changed(few, nodes[how], steps=2, scale=2.4)
+    few = changed(few, nodes["The same photo, clean"], width=960, height=384)
+    few = changed(few, nodes["Only scaled"], width=960)
     run = client.run(few)
     assert run.status == "success", run.error
     shown = pictures(client, run)
     rows = shown[nodes["Side by side"]]
-    assert rows.shape == (1, 4 * 768, 1920, 3)
+    assert rows.shape == (1, 4 * 384, 960, 3)
     lq, base, personalized, clean = np.split(rows, 4, 1)
     assert np.array_equal(personalized, shown[nodes["Personalized"]])
     assert not np.array_equal(base, personalized), "six steps change something"
