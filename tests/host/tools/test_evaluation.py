@@ -26,7 +26,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_the_method_is_measured_with_adapters_trained_once(tmp_path: Path) -> None:
-    common = [*SMALL, *FEW, "--out", str(tmp_path)]
+    common = [*SMALL, *FEW, "--size", "64", "--out", str(tmp_path)]
     run(parse_options([*common, "--first", "5000001", "--count", "1", "--only-train"]))
     assert not list(tmp_path.glob("*.md"))
     (early,) = (tmp_path / "adapters").glob("*.safetensors")
@@ -44,7 +44,7 @@ def test_the_method_is_measured_with_adapters_trained_once(tmp_path: Path) -> No
     report = (tmp_path / "method.md").read_text()
     assert "| extreme | wrong person |" in report and "2 steps: " in report
     with Image.open(tmp_path / "method.png") as sheet:
-        assert sheet.width > 4 * 128 and sheet.height > 10 * 128
+        assert sheet.width > 4 * 64 and sheet.height > 10 * 64
 
 
 def portrait_folder(folder: Path, number: int, count: int) -> Path:
