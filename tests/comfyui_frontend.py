@@ -13,6 +13,8 @@ START_MS = 120_000
 READY = """type =>
     window.app?.vueAppReady && window.LiteGraph?.registered_node_types[type]
     && app.extensionManager?.workflow?.activeWorkflow && !!app.canvas?.onSelectionChange"""
+ACTIVE_WORKFLOW = "app.extensionManager.workflow.activeWorkflow?.path"
+
 IMAGES_SHOWN = """type => {
     const nodes = app.graph._nodes.filter(n => n.type === type);
     const shown = image => image.complete && image.naturalWidth > 0;
@@ -204,12 +206,13 @@ class Frontend:
 
     def open_template(self, name: str) -> None:
         """Opens one of this plugin's templates through the dialog, as a user does."""
-        self.page.evaluate("app.graph.clear()")
+        former = self.page.evaluate(ACTIVE_WORKFLOW)
         self.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         dialog = self.page.get_by_role("dialog")
         dialog.get_by_text(PACK, exact=True).first.click()
         dialog.get_by_test_id(f"template-workflow-{name}").click()
-        self.page.wait_for_function("app.graph._nodes.length > 0")
+        # its nodes are there before it is the active workflow, which an app's mode belongs to
+        self.page.wait_for_function(f"former => {ACTIVE_WORKFLOW} !== former", arg=former)
         dialog.wait_for(state="hidden")
 
     def place_blueprint(self, name: str, values: dict[str, dict[str, Any]]) -> list[str]:
@@ -225,9 +228,10 @@ class Frontend:
         inputs: list[str] = self.page.evaluate(PLACE_BLUEPRINT, [name, values])
         return inputs
 
-    def toggle_app(self) -> None:
-        """Turns the workflow into an app, or back."""
+    def open_as_app(self) -> None:
+        """Turns the workflow into an app and waits until it can be run."""
         self.page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
+        self.page.get_by_test_id("linear-run-button").wait_for()
 
     def missing_nodes(self) -> list[str]:
         """Returns the types of the nodes that the frontend does not know."""

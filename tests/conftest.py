@@ -30,7 +30,8 @@ LOG_TAIL = 4000  # characters
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu", action="store_true", help="let ComfyUI use the GPU")
-    parser.addoption("--screenshots", metavar="DIR", help="keep the browser tests' screenshots")
+    screenshots = "keep the browser tests' screenshots; with '=', or pytest takes DIR for tests"
+    parser.addoption("--screenshots", metavar="DIR", help=screenshots)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,9 @@ import numpy as np
 from comfyui_client import Client, Run
 from PIL import Image
 
+# What else would take minutes.
+SHORT_TRAINING = {"steps": 6, "views_per_photo": 2, "batch": 1, "size": 64, "preview_every": 0}
+
 
 def changed(prompt: dict[str, Any], node: str, **inputs: Any) -> dict[str, Any]:
     """Returns the prompt with other inputs of one node."""

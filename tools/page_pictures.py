@@ -44,8 +44,7 @@ def as_app(frontend: Frontend, photo: Path) -> None:
     """Runs the template as an app."""
     frontend.open_template(TEMPLATE)
     frontend.give_picture(PHOTO, photo)
-    frontend.toggle_app()
-    frontend.page.get_by_test_id("linear-run-button").wait_for()
+    frontend.open_as_app()
     frontend.start(app=True)
     frontend.wait()
     frontend.page.wait_for_function(RESULT)

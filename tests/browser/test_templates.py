@@ -7,6 +7,7 @@ import torch
 from comfyui_client import Client
 from comfyui_frontend import Frontend
 from comfyui_server import PACK, Server
+from sample_pictures import portrait_folder
 from setup_host import REPO
 from torchvision.transforms.functional import to_pil_image
 
@@ -215,10 +216,7 @@ def test_the_people_of_a_group_photo_are_told_apart(
 ) -> None:
     folders = {"First": "family/anna", "Second": "family/ben"}
     for number, folder in enumerate(folders.values(), DRAWN_PERSON):
-        place = server.base / "input" / folder
-        place.mkdir(parents=True)
-        for k, portrait in enumerate(portrait_set(number, 3, 1, 96)):
-            to_pil_image(portrait).save(place / f"{k}.png")
+        portrait_folder(server.base / "input" / folder, number, 3)
     group = group_photo([DRAWN_PERSON, DRAWN_PERSON + 1, DRAWN_PERSON + 4], 96, 240, seed=6)
     to_pil_image(group.picture[0]).save(tmp_path / "family.png")
     frontend.open_template(FAMILY)
@@ -252,9 +250,7 @@ def test_a_template_runs_as_an_app(
     give_pictures(frontend, photos)
     if name == PHOTO:
         frontend.set_widgets(RESTORE, longest_side=104)
-    frontend.toggle_app()
-    run = frontend.page.get_by_test_id("linear-run-button")
-    run.wait_for()
+    frontend.open_as_app()
     frontend.page.screenshot(path=screenshots / f"{name} app.png")
     frontend.start(app=True)
     frontend.wait()

@@ -8,8 +8,8 @@ import torch
 from evaluate_people import BOTH, CHANCE, NETWORK, OURS, Trial, parse, report
 from evaluation.faces import FaceFinder
 from evaluation.scenes import HEADS, PEOPLE, Shot, draw_cast, scene, shots
+from sample_pictures import portrait_folder
 from tiny_models import write_bundled
-from torchvision.utils import save_image
 
 from pfstorer_core.degradation.presets import PRESETS
 from pfstorer_core.drawn.portraits import portrait_set
@@ -71,12 +71,8 @@ def test_heads_lie_where_a_scene_says(shown, whole: bool) -> None:
 
 def test_the_tables(tmp_path: Path) -> None:
     for name, number in (("ann", 5_000_000), ("ben", 5_000_001)):
-        (tmp_path / "people" / name).mkdir(parents=True)
-        for k, photo in enumerate(portrait_set(number, 4, seed=1)):
-            save_image(photo, tmp_path / "people" / name / f"{k}.png")
-    (tmp_path / "strangers").mkdir()
-    for k, photo in enumerate(portrait_set(5_000_004, 2, seed=1)):
-        save_image(photo, tmp_path / "strangers" / f"{k}.png")
+        portrait_folder(tmp_path / "people" / name, number, 4, size=128)
+    portrait_folder(tmp_path / "strangers", 5_000_004, 2, size=128)
     small = ["--people", str(tmp_path / "people"), "--strangers", str(tmp_path / "strangers")]
     small += ["--recognition", str(MINI_EMBEDDING_PATH), "--train-photos", "2", "--pictures", "2"]
     small += ["--training-steps", "4", "--preset", "quick", "--levels", "medium"]

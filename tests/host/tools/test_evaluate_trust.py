@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 
 from evaluate_trust import GAMMAS, SIGMAS, Trial, gamma, guard, parse
+from sample_pictures import portrait_folder
 from tiny_models import write_bundled
-from torchvision.utils import save_image
 
-from pfstorer_core.drawn.portraits import portrait_set
 from pfstorer_core.host.restoring import person_check
 from pfstorer_core.measures.similarity import MINI_EMBEDDING_PATH
 
@@ -57,9 +56,7 @@ def test_drawn_people(tmp_path: Path) -> None:
 
 def test_photographed_people(tmp_path: Path) -> None:
     for name, number in (("ann", 5_000_000), ("ben", 5_000_001)):
-        (tmp_path / "people" / name).mkdir(parents=True)
-        for k, photo in enumerate(portrait_set(number, 5, seed=1, size=96)):
-            save_image(photo, tmp_path / "people" / name / f"{k}.png")
+        portrait_folder(tmp_path / "people" / name, number, 5)
     people = ["--people", str(tmp_path / "people"), "--recognition", str(MINI_EMBEDDING_PATH)]
     small = [*SMALL, "--train-photos", "2", "--size", "64", "--out", str(tmp_path / "out")]
     small += ["--restorer", str(write_bundled(tmp_path / "tiny.safetensors"))]

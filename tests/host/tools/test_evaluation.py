@@ -8,6 +8,7 @@ import pytest
 import torch
 from evaluate import parse_options, run
 from PIL import Image
+from sample_pictures import portrait_folder
 from torchvision.utils import save_image
 
 from pfstorer_core.degradation.presets import PRESETS
@@ -45,14 +46,6 @@ def test_the_method_is_measured_with_adapters_trained_once(tmp_path: Path) -> No
     assert "| extreme | wrong person |" in report and "2 steps: " in report
     with Image.open(tmp_path / "method.png") as sheet:
         assert sheet.width > 4 * 64 and sheet.height > 10 * 64
-
-
-def portrait_folder(folder: Path, number: int, count: int) -> Path:
-    """Writes portraits of a drawn person as photos; the embedding of drawn people judges them."""
-    folder.mkdir(parents=True)
-    for k, photo in enumerate(portrait_set(number, count, seed=1, size=96)):
-        save_image(photo, folder / f"{k}.png")
-    return folder
 
 
 DRAWN = ["--recognition", str(MINI_EMBEDDING_PATH), "--size", "64"]

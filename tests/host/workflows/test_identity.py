@@ -17,7 +17,7 @@ from comfyui_server import Server
 from PIL import Image
 from setup_host import REPO
 from tiny_models import randomise, write_bundled
-from workflow_runs import changed, pictures
+from workflow_runs import SHORT_TRAINING, changed, pictures
 
 from pfstorer_core.identities.adapter import IdentityAdapter
 
@@ -26,8 +26,8 @@ TRAINING = json.loads((API / "train_identity.json").read_text())
 PERSONALIZED = json.loads((API / "personalized_restore.json").read_text())
 TINY = "tiny_identity_workflow.safetensors"
 LOADER, PHOTOS, TRAIN, SAVE, REPORT, PHOTOS_SHOWN = "1", "2", "3", "4", "5", "6"
-FEW = {"steps": 6, "views_per_photo": 2, "batch": 1, "preview_every": 3}
-SMALL = {**FEW, "size": 64}
+SMALL = {**SHORT_TRAINING, "preview_every": 3}
+FEW = {**SMALL, "size": 0}  # in the size that the restorer knows
 Prompt = dict[str, Any]
 
 

@@ -6,17 +6,11 @@ from typing import Any
 
 import pytest
 from comfyui_client import Client
-from workflow_runs import pictures
+from workflow_runs import SHORT_TRAINING, pictures
 
 KEPT = sorted((Path(__file__).parents[2] / "kept").glob("*/workflows/api/*.json"))
 SHORTER: dict[str, dict[str, Any]] = {  # what else would take minutes, by class
-    "PFStorerTrainIdentityAdapter": {
-        "steps": 6,
-        "views_per_photo": 2,
-        "batch": 1,
-        "size": 64,
-        "preview_every": 0,
-    },
+    "PFStorerTrainIdentityAdapter": SHORT_TRAINING,
     "PFStorerDemoAlbum": {"columns": 4, "rows": 2, "size": 64},
     "ImageScale": {"width": 96},
 }

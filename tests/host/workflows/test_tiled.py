@@ -12,7 +12,7 @@ from comfyui_server import Server
 from PIL import Image
 from setup_host import REPO
 from tiny_models import write_bundled
-from workflow_runs import changed, pictures
+from workflow_runs import SHORT_TRAINING, changed, pictures
 
 API = REPO / "example_workflows" / "api"
 PHOTO = json.loads((API / "restore_photo.json").read_text())
@@ -29,7 +29,6 @@ SINCE_TILES = (
     "feather",
     "encoder_interval",
 )
-FEW = {"steps": 6, "views_per_photo": 2, "batch": 1, "size": 64, "preview_every": 0}
 Prompt = dict[str, Any]
 
 
@@ -73,7 +72,7 @@ def test_the_group_template_restores_each_person_in_a_mask(client: Client) -> No
     nodes = titled(GROUP)
     few = GROUP
     for who in ("Train person 1", "Train person 2"):
-        few = changed(few, nodes[who], **FEW)
+        few = changed(few, nodes[who], **SHORT_TRAINING)
     for how in ("Restore with the adapters", "Restore without the adapters"):
         few = changed(few, nodes[how], steps=2, scale=2.4)
     few = changed(few, nodes["The same photo, clean"], width=960, height=384)
