@@ -33,6 +33,9 @@ def test_few_widgets_are_seen_at_first(
     seen = {}
     for node_type in NODES:
         frontend.put_alone(node_type)
+        if node_type == TRAIN:
+            names = frontend.page.evaluate("app.graph._nodes[0].widgets.map(w => w.name)")
+            assert "seed" in names and "control_after_generate" not in names, "it is taken up by it"
         frontend.page.wait_for_timeout(200)
         seen[node_type] = frontend.widgets_seen()
     assert {name: count for name, count in seen.items() if count > MOST} == {}

@@ -6,33 +6,25 @@ from typing import Any
 
 import pytest
 from labels import ENGLISH, labels_of
+from layouts import box_of, frame_of, misplaced
 from setup_host import REPO
 
 TEMPLATES = sorted((REPO / "example_workflows").glob("*.json"))
-TITLE = 30  # px above a node's place
 SLOT, FIRST_SLOT = 20, 14  # px between two slots; of the first below the node's place
 SAMPLES = 60  # points of a link
-WIDEST, HIGHEST = 1850, 1140  # px: then the view opens at .58 or more, and all text is drawn
+WIDEST, HIGHEST = 1850, 1160  # px: then the view opens at .572 or more, and all text is drawn
+SCREEN, VIEW, MARGIN = (1440, 900), 0.75, 20  # px, and the part of it that the opened view fills
+MINIMAP = (1184, 642)  # px: its left upper corner, with the buttons below it to the screen's corner
+# px high: what nodes grow to when they show a photo, what they learn or what they restored
+ROOM = {
+    "LoadImage": 314,
+    "SaveImage": 270,
+    "PFStorerTrainIdentityAdapter": 440,
+    "PFStorerTiledRestore": 528,
+    "PFStorerRestorePeople": 636,
+    "PFStorerCompare": 492,
+}
 RAW = {"image", "folder", "name", "text", "seed"}  # say nothing to who sees a form alone
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-
-def box_of(node: dict[str, Any]) -> Box:
-    (x, y), (width, height) = node["pos"], node["size"]
-    return x, y - TITLE, x + width, y + height
-
-
-def frame_of(group: dict[str, Any]) -> Box:
-    x, y, width, height = group["bounding"]
-    return x, y, x + width, y + height
-
-
-def overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def within(a: Box, b: Box) -> bool:
-    return a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]
 
 
 def ends_of(link: list[Any], nodes: dict[int, dict[str, Any]]) -> tuple[float, float, float, float]:
@@ -62,17 +54,27 @@ def workflow(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def test_nothing_overlaps_and_all_of_it_fits_on_a_screen(workflow: dict[str, Any]) -> None:
-    boxes = {node["title"]: box_of(node) for node in workflow["nodes"]}
-    frames = {group["title"]: frame_of(group) for group in workflow["groups"]}
-    for places in (list(boxes.items()), list(frames.items())):
-        for k, (name, box) in enumerate(places):
-            assert [other for other, b in places[k + 1 :] if overlap(box, b)] == [], name
-    for name, box in boxes.items():
-        around = [frame for frame, place in frames.items() if overlap(box, place)]
-        assert len(around) <= 1 and all(within(box, frames[frame]) for frame in around), name
-    everything = [*boxes.values(), *frames.values()]
+    assert misplaced(workflow) == []
+    frames = [frame_of(group) for group in workflow["groups"]]
+    everything = [*map(box_of, workflow["nodes"]), *frames]
     assert max(b[2] for b in everything) - min(b[0] for b in everything) <= WIDEST
     assert max(b[3] for b in everything) - min(b[1] for b in everything) <= HIGHEST
+
+
+def test_nodes_have_room_for_what_they_show(workflow: dict[str, Any]) -> None:
+    high = {node["title"]: node["size"][1] for node in workflow["nodes"] if node["type"] in ROOM}
+    least = {node["title"]: ROOM.get(node["type"], 0) for node in workflow["nodes"]}
+    assert [title for title in high if high[title] < least[title]] == []
+
+
+def test_the_minimap_hides_no_node(workflow: dict[str, Any]) -> None:
+    boxes = {node["title"]: box_of(node) for node in workflow["nodes"]}
+    everything = [*boxes.values(), *(frame_of(group) for group in workflow["groups"])]
+    begin = [min(box[axis] for box in everything) for axis in (0, 1)]
+    end = [max(box[axis + 2] for box in everything) for axis in (0, 1)]
+    scale = min(VIEW * SCREEN[k] / (end[k] - begin[k] + MARGIN) for k in (0, 1))
+    corner = [(begin[k] + end[k]) / 2 + (MINIMAP[k] - SCREEN[k] / 2) / scale for k in (0, 1)]
+    assert [n for n, box in boxes.items() if box[2] > corner[0] and box[3] > corner[1]] == []
 
 
 def test_links_go_to_the_right_and_behind_no_node(workflow: dict[str, Any]) -> None:
