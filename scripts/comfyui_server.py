@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from setup_host import REPO
 
@@ -54,6 +55,10 @@ class Server:
         options: further command-line options of ComfyUI.
     """
 
+    # Threads that spin long slow everything down where cores are shared; without any spinning a
+    # training on two free cores takes half as long again.
+    environment: ClassVar[dict[str, str]] = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
+
     def __init__(
         self, comfyui: Path, python: Path, base: Path, *, cpu: bool, options: Sequence[str] = ()
     ) -> None:
@@ -96,9 +101,7 @@ class Server:
             self._process = subprocess.Popen(
                 [str(part) for part in command],
                 cwd=self.comfyui,
-                # Threads that spin long slow everything down where cores are shared; without any
-                # spinning a training on two free cores takes half as long again.
-                env={"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000", **os.environ},
+                env={**self.environment, **os.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
