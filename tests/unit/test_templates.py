@@ -67,11 +67,12 @@ def test_nodes_have_room_for_what_they_show(workflow: dict[str, Any]) -> None:
     assert [title for title in high if high[title] < least[title]] == []
 
 
-def test_the_minimap_hides_no_node(workflow: dict[str, Any]) -> None:
+@pytest.mark.parametrize("of_groups", [False, True], ids=["opened", "fitted"])
+def test_the_minimap_hides_no_node(workflow: dict[str, Any], of_groups: bool) -> None:
     boxes = {node["title"]: box_of(node) for node in workflow["nodes"]}
-    everything = [*boxes.values(), *(frame_of(group) for group in workflow["groups"])]
-    begin = [min(box[axis] for box in everything) for axis in (0, 1)]
-    end = [max(box[axis + 2] for box in everything) for axis in (0, 1)]
+    seen = [*boxes.values(), *(frame_of(group) for group in workflow["groups"] if of_groups)]
+    begin = [min(box[axis] for box in seen) for axis in (0, 1)]
+    end = [max(box[axis + 2] for box in seen) for axis in (0, 1)]
     scale = min(VIEW * SCREEN[k] / (end[k] - begin[k] + MARGIN) for k in (0, 1))
     corner = [(begin[k] + end[k]) / 2 + (MINIMAP[k] - SCREEN[k] / 2) / scale for k in (0, 1)]
     assert [n for n, box in boxes.items() if box[2] > corner[0] and box[3] > corner[1]] == []
