@@ -71,9 +71,9 @@ class Restored:
 class GuardedServer(Server):
     """A ComfyUI that ends with the process that started it, however that ends."""
 
-    # oneDNN keeps 1024 compiled operations, those of many sizes of photos and 0.3 GiB; with 256 no
-    # photo is slower, with 128 each is by a twentieth. glibc keeps what such photos left in pieces;
-    # in bytes: of blocks that are given back at once, and of what may be free at a heap's end.
+    # oneDNN keeps 1024 compiled operations, of many sizes of photos, which take 0.3 GiB. glibc
+    # keeps what such photos left in pieces; in bytes: of blocks that are given back at once, and of
+    # what may be free at a heap's end.
     environment: ClassVar[dict[str, str]] = {
         **Server.environment,
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
