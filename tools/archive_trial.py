@@ -3,10 +3,10 @@
     python tools/archive_trial.py --count 2000 --folder FOLDER
 
 Runs in ComfyUI's environment with Ray, on an otherwise idle machine. It draws an archive of people
-with 3 in 100 files damaged, restores it, then lets as many bare loops as there are workers restore
-the same photos at the same time, and prints what was found as JSON; FOLDER/samples.json has the
-memory of all processes over time. `tests/fault_campaign.py --only archives` kills and starves such
-runs.
+with 3 in 100 files damaged and restores it, while as many bare loops as there are workers restore
+the same photos; the archive and the loops take turns, since a machine is not as fast in one hour as
+in the next. It prints what was found as JSON; FOLDER/samples.json has the memory of all processes
+over time. `tests/fault_campaign.py --only archives` kills and starves such runs.
 """
 
 from __future__ import annotations
@@ -22,47 +22,104 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import repository  # noqa: F401
 import torch
 from archives.photos import draw
-from archives.runs import WORKFLOW, Run, Setting, growth, problems, restored_at, speed
+from archives.runs import (
+    WORKFLOW,
+    Run,
+    Sample,
+    Setting,
+    family,
+    growth,
+    problems,
+    restored_at,
+    speed,
+)
+from archives.turns import by_turns, running
 from archiving.workflow import read_workflow
 from setup_host import find_comfyui
 
 BARE = Path(__file__).with_name("archives") / "bare.py"
 SETTLED = 200  # photos after which no process may grow
 MOST_GROWTH, LEAST_SPEED = 0.02, 0.9
+TURN = 10.0  # seconds
 SHOWN = 20  # problems
 
 
-def bare_loops(setting: Setting, changes: list[str], workers: int, folder: Path) -> float:
-    """Returns how many photos a minute bare loops end together, side by side.
+class BareLoops:
+    """Bare loops side by side, each with a share of the photos.
 
     Args:
         setting: of the trial.
         changes: of the workflow.
-        workers: loops, each with a share of the photos.
+        workers: loops.
         folder: scratch folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    described = folder / "workflow.json"
-    described.write_text(json.dumps(asdict(read_workflow(WORKFLOW, changes))), encoding="utf-8")
-    photos = sorted(str(path) for path in setting.originals.rglob("*") if path.is_file())
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
-    loops = []
-    for worker in range(workers):
-        files = folder / f"{worker}.json"
-        files.write_text(json.dumps(photos[worker::workers]), encoding="utf-8")
-        command = [sys.executable, BARE, described, setting.base, folder / str(worker), files]
-        loops.append(
-            subprocess.Popen(
-                [str(part) for part in command],
-                stdout=subprocess.PIPE,
-                env={**threads, **os.environ},
-                text=True,
+
+    def __init__(self, setting: Setting, changes: list[str], workers: int, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        described = folder / "workflow.json"
+        described.write_text(json.dumps(asdict(read_workflow(WORKFLOW, changes))), encoding="utf-8")
+        photos = sorted(str(path) for path in setting.originals.rglob("*") if path.is_file())
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+        self._loops = []
+        for worker in range(workers):
+            files = folder / f"{worker}.json"
+            files.write_text(json.dumps(photos[worker::workers]), encoding="utf-8")
+            command = [sys.executable, BARE, described, setting.base, folder / str(worker), files]
+            self._loops.append(
+                subprocess.Popen(
+                    [str(part) for part in command],
+                    stdout=subprocess.PIPE,
+                    env={**threads, **os.environ},
+                    text=True,
+                )
             )
-        )
-    return speed([end for loop in loops for end in json.loads(loop.communicate()[0])])
+
+    def processes(self) -> list[psutil.Process]:
+        """Returns the processes of all loops that live."""
+        return [process for loop in self._loops for process in family(loop)]
+
+    def restored_at(self) -> list[float]:
+        """Waits for the end, and returns when each photo was restored, in seconds."""
+        return [end for loop in self._loops for end in json.loads(loop.communicate()[0])]
+
+    def kill(self) -> None:
+        """Ends those that go on; their ComfyUIs end with them."""
+        for loop in self._loops:
+            loop.kill()
+
+
+def beside_bare_loops(
+    run: Run, loops: BareLoops, timeout: float
+) -> tuple[list[Sample], dict[str, float]]:
+    """Waits for an archive and for bare loops, which take turns.
+
+    Returns:
+        Samples of the archive; photos a minute of both, and the ratio.
+    """
+    samples: list[Sample] = []
+
+    def look(program: int) -> None:
+        if program == 0:
+            samples.append(run.sample())
+
+    try:
+        turns = by_turns([run.processes, loops.processes], TURN, look)
+        samples += run.watch(timeout)
+        bare = speed(running(loops.restored_at(), turns[1]))
+    except BaseException:
+        run.kill()
+        loops.kill()
+        raise
+    rate = speed(running(restored_at(run.output), turns[0]))
+    return samples, {
+        "photos a minute": round(rate, 1),
+        "bare loops": round(bare, 1),
+        "share of bare loops": round(rate / bare, 3),
+    }
 
 
 def trial(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -76,27 +133,27 @@ def trial(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     setting = Setting(originals, base, tuple(settings))
     began = time.monotonic()
     run = Run(setting, folder / "out")
-    samples = run.watch(options.timeout)
+    if options.no_bare:
+        samples = run.watch(options.timeout)
+        speeds = {"photos a minute": round(speed(restored_at(run.output)), 1)}
+    else:
+        loops = BareLoops(setting, changes, options.workers, folder / "bare")
+        samples, speeds = beside_bare_loops(run, loops, options.timeout)
     kept = json.dumps([asdict(sample) for sample in samples])
     (folder / "samples.json").write_text(kept, encoding="utf-8")
-    rate = speed(restored_at(run.output))
     grown = growth(samples, min(SETTLED, options.count // 10), options.count)
     wrong = problems(run.output, originals, damaged)
-    found: dict[str, Any] = {
+    return {
         "photos": options.count,
         "damaged": len(damaged),
         "ended with": run.process.returncode,
         "problems": len(wrong),
         "such as": wrong[:SHOWN],
         "minutes": round((time.monotonic() - began) / 60, 2),
-        "photos a minute": round(rate, 1),
+        **speeds,
         "memory": grown,
         "most growth": max((m["growth"] for m in grown.values()), default=None),
     }
-    if not options.no_bare:
-        bare = bare_loops(setting, changes, options.workers, folder / "bare")
-        found |= {"bare loops": round(bare, 1), "share of bare loops": round(rate / bare, 3)}
-    return found
 
 
 def main() -> None:

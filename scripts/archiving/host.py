@@ -71,12 +71,12 @@ class Restored:
 class GuardedServer(Server):
     """A ComfyUI that ends with the process that started it, however that ends."""
 
-    # oneDNN keeps 1024 compiled operations, of many sizes of photos, which take 0.3 GiB. glibc
-    # keeps what such photos left in pieces; in bytes: of blocks that are given back at once, and of
-    # what may be free at a heap's end.
+    # oneDNN keeps 1024 compiled operations, of many sizes of photos, which take 0.3 GiB; those of
+    # one photo are compiled in no time. glibc keeps what such photos left in pieces; in bytes: of
+    # blocks that are given back at once, and of what may be free at a heap's end.
     environment: ClassVar[dict[str, str]] = {
         **Server.environment,
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
         "MALLOC_MMAP_THRESHOLD_": str(16 * 2**20),
         "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
     }

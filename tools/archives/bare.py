@@ -1,6 +1,6 @@
 """A bare loop: photos through one ComfyUI, one after another, without an engine or a list.
 
-python bare.py WORKFLOW BASE OUTPUT FILES   prints the seconds at which each was restored, as JSON.
+python bare.py WORKFLOW BASE OUTPUT FILES   prints when each was restored, as JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
             kind = BY_EXTENSION[path.suffix.lower()]
             place = Path(output, f"{number}{path.suffix}")
             place.write_bytes(encoded(original, restored, kind, 95))
-            ends.append(time.monotonic())
+            ends.append(time.time())
         except PFStorerError:
             pass
     host.stop()

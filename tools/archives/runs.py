@@ -23,7 +23,7 @@ from setup_host import REPO
 
 SCRIPT = REPO / "scripts" / "archive.py"
 WORKFLOW = REPO / "example_workflows" / "api" / "archive.json"
-EVERY = 30.0  # seconds between two looks, which take some 0.2 s of a core, and bare loops have none
+EVERY = 5.0  # seconds between two looks, which cost a run some time, and bare loops have none
 WINDOW = 0.1  # of the photos: what a median of memory is taken over
 
 
@@ -49,7 +49,8 @@ class Sample:
     Attributes:
         seconds: of a clock that only goes forward.
         ended: photos that are done or failed.
-        memory: of each process of its own, in bytes, by role and number.
+        memory: of each process, in bytes, by role and number; without what files back, which
+            processes share, and which would seem to grow when one of them ends.
     """
 
     seconds: float
@@ -93,11 +94,7 @@ class Run:
 
     def processes(self) -> list[psutil.Process]:
         """Returns the processes of the run that live, the driver first."""
-        try:
-            driver = psutil.Process(self.process.pid)
-            return [driver, *driver.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        return family(self.process)
 
     def find(self, role: str) -> list[psutil.Process]:
         """Returns the processes of a role: "driver", "worker", "comfyui", "ray" or "guard"."""
@@ -126,26 +123,30 @@ class Run:
         found = Sample(time.monotonic(), self.ended())
         for process in self.processes():
             try:
-                role, memory = self._role(process), process.memory_full_info().uss
+                role, memory = self._role(process), process.memory_info()
             except psutil.Error:
                 continue
-            found.memory[f"{role} {process.pid}"] = memory
+            # macOS does not tell what is shared
+            found.memory[f"{role} {process.pid}"] = memory.rss - getattr(memory, "shared", 0)
         return found
 
     def watch(self, timeout: float) -> list[Sample]:
-        """Waits for the end and returns samples.
+        """Waits for the end and returns samples. Whatever ends the waiting kills the run.
 
         Raises:
-            subprocess.TimeoutExpired: it takes longer; it is killed.
+            subprocess.TimeoutExpired: it takes longer.
         """
         samples, deadline = [], time.monotonic() + timeout
-        while self.process.poll() is None:
-            samples.append(self.sample())
-            if time.monotonic() > deadline:
-                self.kill()
-                raise subprocess.TimeoutExpired("archive.py", timeout)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(EVERY)
+        try:
+            while self.process.poll() is None:
+                samples.append(self.sample())
+                if time.monotonic() > deadline:
+                    raise subprocess.TimeoutExpired("archive.py", timeout)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(EVERY)
+        except BaseException:  # Ctrl+C too, which does not reach a session of its own
+            self.kill()
+            raise
         return samples
 
     def kill(self) -> None:
@@ -157,6 +158,15 @@ class Run:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         psutil.wait_procs(waited_for, timeout=60)
+
+
+def family(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+    """Returns a process and all that it started and that live; nothing once it has ended."""
+    try:
+        first = psutil.Process(process.pid)
+        return [first, *first.children(recursive=True)] if process.poll() is None else []
+    except psutil.NoSuchProcess:
+        return []
 
 
 def states(output: Path) -> dict[str, str]:
@@ -215,7 +225,7 @@ def problems(output: Path, originals: Path, damaged: dict[str, str]) -> list[str
 
 
 def restored_at(output: Path) -> list[float]:
-    """Returns the seconds at which each photo of an archive was restored."""
+    """Returns when each photo of an archive was restored, in seconds of `time.time`."""
     ends = [row["ended"] for row in rows(output).values() if row["state"] == "done"]
     return [datetime.fromisoformat(end).timestamp() for end in ends]
 
