@@ -49,7 +49,7 @@ class IdentityTrainingConfig:
             drawn anew each time; 0 turns references off.
         learned_gamma: whether each block learns its gamma.
         tokens: identity tokens of each block.
-        views_per_photo: augmented views of each photo, drawn once.
+        views_per_photo: augmented views of each photo, drawn once, see `views`.
         degradations: weight by name of a degradation preset, for the LQ latents.
         snr_gamma: of the min-SNR weighting; None for none.
         lq_noise: standard deviation of noise on the LQ latent, drawn per item in [0, lq_noise].
@@ -121,6 +121,11 @@ class IdentityTrainingConfig:
                 f"{', '.join(DEGRADATIONS)}."
             )
 
+    @property
+    def views(self) -> int:
+        """Views of each photo: no more than are drawn in all steps together."""
+        return min(self.views_per_photo, self.steps * self.batch)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as plain values that JSON keeps."""
         return dataclasses.asdict(self)
@@ -180,7 +185,7 @@ def build_photo_pool(
         on_batch: is told how many views of how many are done, before each batch.
 
     Returns:
-        `views_per_photo` pairs of each photo.
+        `config.views` pairs of each photo.
 
     Raises:
         PFStorerError: latents that are not finite; the photo is named by its number from 1.
@@ -195,7 +200,7 @@ def build_photo_pool(
             lq.append((encode_lq or encode)(degraded).half())
         good = (clean[-1].isfinite() & lq[-1].isfinite()).flatten(1).all(1)  # (batch,)
         if not good.all():
-            photo = (start + int(good.logical_not().nonzero()[0])) // config.views_per_photo + 1
+            photo = (start + int(good.logical_not().nonzero()[0])) // config.views + 1
             raise PFStorerError(
                 f"The VAE gives NaN or infinite latents for photo {photo}; start ComfyUI with "
                 "--fp32-vae, or choose another VAE."
@@ -211,14 +216,14 @@ class _Views:
         self.mixture = [(weight, DEGRADATIONS[name]) for name, weight in config.degradations]
 
     def __len__(self) -> int:
-        return len(self.photos) * self.config.views_per_photo
+        return len(self.photos) * self.config.views
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         """A view (3, size, size) in [0, 1], and the same degraded."""
         # the CPU generator looks at the low 32 bits of a seed only
         seed = (self.config.seed * 0x9E3779B1 + number) & 0xFFFFFFFF
         generator = torch.Generator().manual_seed(seed)
-        photo = self.photos[number // self.config.views_per_photo]
+        photo = self.photos[number // self.config.views]
         view = random_view(photo, self.size, VIEWS, generator)
         return view, degrade_mixed(view[None], self.mixture, generator)[0]
 

@@ -72,13 +72,15 @@ class GuardedServer(Server):
     """A ComfyUI that ends with the process that started it, however that ends."""
 
     # oneDNN keeps 1024 compiled operations, of many sizes of photos, which take 0.3 GiB; those of
-    # one photo are compiled in no time. glibc keeps what such photos left in pieces; in bytes: of
-    # blocks that are given back at once, and of what may be free at a heap's end.
+    # one photo are compiled in no time. glibc keeps pieces of what photos of other sizes left, so
+    # larger blocks are given back at once (in bytes: from which size on, and how much may be free
+    # at a heap's end); huge pages make up for the time that new pages take.
     environment: ClassVar[dict[str, str]] = {
         **Server.environment,
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
-        "MALLOC_MMAP_THRESHOLD_": str(16 * 2**20),
-        "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
+        "MALLOC_MMAP_THRESHOLD_": str(2**20),
+        "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20),
+        "THP_MEM_ALLOC_ENABLE": "1",
     }
     _guard: subprocess.Popen[bytes] | None = None
 

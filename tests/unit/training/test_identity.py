@@ -194,6 +194,11 @@ class TestPool:
         assert (bright[:5] < 0.4).all() and (bright[5:] > 0.5).all()
         assert batches == [(0, 10), (4, 10), (8, 10)]
 
+    def test_a_short_training_is_not_given_more_views_than_it_draws(self) -> None:
+        few = IdentityTrainingConfig(steps=2, batch=3)
+        assert len(self.build(few)) == 2 * 6
+        assert IdentityTrainingConfig().views == 64
+
     def test_views_and_degradations_are_a_function_of_the_seed(self) -> None:
         config = IdentityTrainingConfig(views_per_photo=2)
         a, b = self.build(config), self.build(config)
