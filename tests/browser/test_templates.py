@@ -204,7 +204,7 @@ def test_a_template_runs_and_shows_its_picture(
         assert frontend.page.evaluate(SHOWN_SIZES) == [[320, 384]]
     else:
         assert "identity similarity" in frontend.shown_text("Report")
-        frontend.set_widgets(RESTORE, seed=1)
+        frontend.give_picture("The restored photo", photos["Photo 2 of the person"])
         run_as_app(frontend, screenshots, name)
 
 
