@@ -99,16 +99,22 @@ def beside_bare_loops(
 
     Returns:
         Samples of the archive; photos a minute of both, and the ratio.
+
+    Raises:
+        subprocess.TimeoutExpired: it takes longer; both are killed.
     """
     samples: list[Sample] = []
+    deadline = time.monotonic() + timeout
 
     def look(program: int) -> None:
         if program == 0:
             samples.append(run.sample())
+        if time.monotonic() > deadline:
+            raise subprocess.TimeoutExpired("archive.py", timeout)
 
     try:
         turns = by_turns([run.processes, loops.processes], TURN, look)
-        samples += run.watch(timeout)
+        samples += run.watch(deadline - time.monotonic())
         bare = speed(running(loops.restored_at(), turns[1]))
     except BaseException:
         run.kill()
