@@ -44,7 +44,7 @@ from setup_host import find_comfyui
 BARE = Path(__file__).with_name("archives") / "bare.py"
 SETTLED = 200  # photos after which no process may grow
 MOST_GROWTH, LEAST_SPEED = 0.02, 0.9
-TURN = 10.0  # seconds
+TURN = 5.0  # seconds
 SHOWN = 20  # problems
 
 

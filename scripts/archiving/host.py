@@ -28,6 +28,7 @@ from .pictures import read_bytes
 from .workflow import IDENTITIES, Workflow
 
 GUARD = Path(__file__).with_name("guard.py")
+TRIMMING = Path(__file__).with_name("trimming.py")
 ADAPTERS = "pfstorer_identities"  # folder of ComfyUI's models
 STARTS = 3  # times that ComfyUI is started before the run ends
 
@@ -72,9 +73,9 @@ class GuardedServer(Server):
     """A ComfyUI that ends with the process that started it, however that ends."""
 
     # oneDNN keeps 1024 compiled operations, of many sizes of photos, which take 0.3 GiB; those of
-    # one photo are compiled in no time. glibc keeps pieces of what photos of other sizes left, so
-    # larger blocks are given back at once (in bytes: from which size on, and how much may be free
-    # at a heap's end); huge pages make up for the time that new pages take.
+    # one photo are compiled in no time. glibc gives larger blocks back at once (in bytes: from which
+    # size on, and how much may be free at a heap's end), TRIMMING the rest between photos; huge
+    # pages make up for the time that new pages take.
     environment: ClassVar[dict[str, str]] = {
         **Server.environment,
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
@@ -236,7 +237,7 @@ def _has_gpu() -> bool:
 
 
 def link_base(base: Path, scratch: Path, identities: Path | None = None) -> None:
-    """Gives a scratch folder the models and the other custom nodes of a base folder.
+    """Gives a scratch folder the models and custom nodes of a base folder, and our one for memory.
 
     Args:
         base: of a ComfyUI; it is not changed.
@@ -250,6 +251,7 @@ def link_base(base: Path, scratch: Path, identities: Path | None = None) -> None
     if identities is not None:
         (adapters / IDENTITIES).symlink_to(identities.resolve(), target_is_directory=True)
     (scratch / "custom_nodes").mkdir()
+    (scratch / "custom_nodes" / f"{PACK}-{TRIMMING.name}").symlink_to(TRIMMING)
     _link_all(
         base / "custom_nodes",
         scratch / "custom_nodes",

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from archiving.host import ADAPTERS, link_base
+from archiving.host import ADAPTERS, TRIMMING, link_base
 from archiving.workflow import PEOPLE, Workflow, read_workflow, settings_digest, with_identities
 from comfyui_server import PACK
 from setup_host import REPO
@@ -116,7 +116,8 @@ def test_a_worker_s_comfyui_finds_the_base_s_models_and_nodes(tmp_path: Path) ->
     assert (models / "vae" / "a.safetensors").read_bytes() == b"a.safetensors"
     assert (models / ADAPTERS / "own.safetensors").is_file()
     assert (models / ADAPTERS / "archive" / "anna.safetensors").is_file()
-    assert [path.name for path in (scratch / "custom_nodes").iterdir()] == ["other"]
+    custom_nodes = {path.name for path in (scratch / "custom_nodes").iterdir()}
+    assert custom_nodes == {f"{PACK}-{TRIMMING.name}", "other"}
     (models / ADAPTERS / "new").mkdir()
     assert sorted(base.rglob("*")) == before, "the base is not written to"
     link_base(tmp_path / "nothing", tmp_path / "empty")
