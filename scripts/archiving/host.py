@@ -73,9 +73,9 @@ class GuardedServer(Server):
     """A ComfyUI that ends with the process that started it, however that ends."""
 
     # oneDNN keeps 1024 compiled operations, of many sizes of photos, which take 0.3 GiB; those of
-    # one photo are compiled in no time. glibc gives larger blocks back at once (in bytes: from which
-    # size on, and how much may be free at a heap's end), TRIMMING the rest between photos; huge
-    # pages make up for the time that new pages take.
+    # one photo are compiled in no time. glibc gives larger blocks back at once (in bytes: from
+    # which size on, and how much may be free at a heap's end), TRIMMING the rest between photos;
+    # huge pages make up for the time that new pages take.
     environment: ClassVar[dict[str, str]] = {
         **Server.environment,
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
