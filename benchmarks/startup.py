@@ -5,7 +5,6 @@ Run as a program, it loads the plugin once in a fresh process and prints what th
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 import os
@@ -108,22 +107,15 @@ def load_in_process(base: Path) -> Load:
 def _load(base: Path) -> Load:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
     from comfyui_server import PACK, link_pack
-    from in_process import use_comfyui
+    from in_process import start_prompt_server, use_comfyui
 
     use_comfyui()
     from comfy.cli_args import args
 
     args.base_directory = str(base)
-    # what ComfyUI's main.py has done by the time that it comes to custom nodes
-    import execution  # noqa: F401
-    import server
-    import utils.extra_config  # noqa: F401
-
+    loop = start_prompt_server()
     import nodes
 
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    server.PromptServer(loop)
     loop.run_until_complete(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
     place = base / "custom_nodes" / PACK
     if not place.exists():

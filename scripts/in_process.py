@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 from setup_host import REPO, find_comfyui
@@ -41,3 +42,18 @@ def use_comfyui(progress_bars: bool = True) -> None:
         import comfy.utils
 
         comfy.utils.set_progress_bar_enabled(False)
+
+
+def start_prompt_server() -> asyncio.AbstractEventLoop:
+    """Does what ComfyUI's main.py has done by the time that it comes to custom nodes.
+
+    `use_comfyui` comes first. Returns the server's loop, which does not run yet.
+    """
+    import execution  # noqa: F401
+    import server
+    import utils.extra_config  # noqa: F401
+
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    server.PromptServer(loop)
+    return loop

@@ -14,15 +14,12 @@ FREED = 100  # MiB
 
 # a process of its own: the handler would stay in this one
 IN_COMFYUI = f"""
-import asyncio, sys
-from in_process import use_comfyui
+import sys
+from in_process import start_prompt_server, use_comfyui
 use_comfyui()
-import execution, server, utils.extra_config, nodes
-import psutil
+loop = start_prompt_server()
+import nodes, psutil, server
 
-loop = asyncio.new_event_loop()
-asyncio.set_event_loop(loop)
-server.PromptServer(loop)
 assert loop.run_until_complete(nodes.load_custom_node(sys.argv[1]))
 memory = lambda: psutil.Process().memory_info().rss / 2**20
 pieces = [b"x" * 2**16 for _ in range(2 * 16 * {FREED})]
